@@ -1,0 +1,227 @@
+"""Drop-in layers: the bookkeeping of torch.nn, the mathematics of this book.
+
+Each class inherits its constructor, parameters, buffers, state dict and printed form
+from torch.nn's own and replaces `forward`; so a state dict loads both ways, and a model
+can swap one for the other. One class serves any number of dimensions, and every
+`forward` takes the mask `where` of `normbook.functional`.
+
+Two errors are stricter than torch's: one value a group raises for every batch size (in
+torch only for N = 1), and a wrong channel count raises with or without parameters.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normbook import core, functional
+from normbook.core import Axes
+from normbook.functional import InputError, Sets
+from normbook.moments import Moments, running
+
+
+class Standardize(torch.autograd.Function):
+    """`core.standardize` or `core.rescale` with its hand-derived VJP.
+
+    rstd is an output too: so autograd sees how the VJP depends on x through it, and
+    second and higher derivatives are exact with no further formula.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, axes: Axes, eps: float, where: Tensor | None, centered: bool
+    ) -> tuple[Tensor, Tensor]:
+        return (core.standardize if centered else core.rescale)(x, axes, eps, where)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.axes, _, where, ctx.centered = inputs
+        ctx.save_for_backward(*output, where)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, d_rstd: Any) -> tuple[Any, ...]:
+        y, rstd, where = ctx.saved_tensors
+        vjp = core.standardize_vjp if ctx.centered else core.rescale_vjp
+        dx = None
+        if dy is not None:
+            dx = vjp(dy, y, rstd, ctx.axes, where)
+        if d_rstd is not None:
+            through_rstd = core.rstd_vjp(d_rstd, y, rstd, ctx.axes, where)
+            dx = through_rstd if dx is None else dx + through_rstd
+        return dx, None, None, None, None
+
+
+class Affine(torch.autograd.Function):
+    """`core.affine` with its VJP."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x_hat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        return core.affine(x_hat, gamma, beta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        return core.affine_vjp(dy, *ctx.saved_tensors)
+
+
+def normalize(
+    x: Tensor,
+    sets: Sets,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    where: Tensor | None = None,
+    centered: bool = True,
+) -> Tensor:
+    """`functional.normalize` on the differentiable primitives."""
+
+    def standardize(*viewed: Any) -> tuple[Tensor, Tensor]:
+        return Standardize.apply(*viewed, centered)
+
+    def affine(x_hat: Tensor, gamma: Any, beta: Any) -> Tensor:
+        if gamma is None and beta is None:
+            return x_hat
+        return Affine.apply(x_hat, gamma, beta)
+
+    return functional.normalize(
+        x,
+        sets,
+        gamma,
+        beta,
+        eps=eps,
+        where=where,
+        standardize=standardize,
+        affine=affine,
+    )
+
+
+class BatchNorm(_BatchNorm):
+    """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        _need_channels(self, input, 2)
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training and self.running_mean is not None:
+            return functional.batch_norm_eval(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                eps=self.eps,
+            )
+        sets = functional.batch_sets(x.shape)
+        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        if self.training and self.running_mean is not None:
+            self.num_batches_tracked += 1
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1 / self.num_batches_tracked
+            _track(self, x, sets, where, momentum)
+        return y
+
+
+class InstanceNorm(_InstanceNorm):
+    """`torch.nn.InstanceNorm1d`, `2d` and `3d` in one. x: (N, C, ...)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        _need_channels(self, input, 3)
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training and self.track_running_stats:
+            return functional.batch_norm_eval(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                eps=self.eps,
+            )
+        sets = functional.instance_sets(x.shape)
+        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        if self.training and self.track_running_stats:
+            _track(self, x, sets, where, self.momentum or 0.0)
+        return y
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm`. x: (..., *normalized_shape)."""
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        sets = _trailing(self, x)
+        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm`. x: (..., *normalized_shape)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return normalize(x, _trailing(self, x), self.weight, None, eps, centered=False)
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm`. x: (N, C) or (N, C, ...)."""
+
+    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
+        _need_channels(self, x, 2)
+        sets = functional.group_sets(x.shape, self.num_groups)
+        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+
+
+@torch.no_grad()
+def _track(
+    layer: _BatchNorm | _InstanceNorm,
+    x: Tensor,
+    sets: Sets,
+    where: Tensor | None,
+    momentum: Any,
+) -> None:
+    """Move the running statistics, one a channel, towards this batch's.
+
+    The running variance is the unbiased one, though x is standardized with the biased;
+    instance norm averages both over the batch. So does torch.
+    """
+    batch = functional.moments(x, sets, where)
+    for buffer, value in (
+        (layer.running_mean, batch.mean),
+        (layer.running_var, batch.var(correction=1)),
+    ):
+        value = value.reshape(-1, layer.num_features).mean(0)
+        buffer.copy_(running(buffer, value, momentum))
+
+
+def _need_channels(layer: Any, x: Tensor, rank: int) -> None:
+    channels = getattr(layer, "num_features", None) or layer.num_channels
+    if x.dim() < rank or x.shape[1] != channels:
+        layout = "(N, C) or (N, C, ...)" if rank == 2 else "(N, C, ...)"
+        raise InputError(
+            f"{type(layer).__name__} needs x of shape {layout} with C = {channels} on "
+            f"axis 1; got {tuple(x.shape)}. Build the layer for that many channels, or "
+            "move the channel axis to 1."
+        )
+
+
+def _trailing(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Sets:
+    """The sets of the last axes, which must have the shape the layer was built for."""
+    shape = tuple(layer.normalized_shape)
+    if tuple(x.shape[-len(shape) :]) != shape:
+        raise InputError(
+            f"{type(layer).__name__} needs x of shape (..., "
+            f"{', '.join(map(str, shape))}); got {tuple(x.shape)}. Build the layer for "
+            "x's trailing axes, or move the axes to normalize to the end."
+        )
+    return functional.layer_sets(x.shape, tuple(range(-len(shape), 0)))
