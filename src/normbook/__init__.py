@@ -1,0 +1,1 @@
+"""Normalization, Derived: the layers of the book, and what its chapters use."""

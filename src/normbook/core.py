@@ -54,6 +54,7 @@ def count(x: Array, axes: Axes, where: Array | None = None) -> Any:
 
 
 def mean(x: Array, axes: Axes, where: Array | None = None) -> Any:
+    """μ, the mean over each set."""
     return only(x, where).sum(axes, keepdims=True) / count(x, axes, where)
 
 
@@ -74,8 +75,9 @@ def rescale(
 
     Returns y and rstd = 1/√(mean(x²) + ε).
     """
+    x = only(x, where)
     rstd = (mean(x * x, axes, where) + eps) ** -0.5
-    return only(x * rstd, where), rstd
+    return x * rstd, rstd
 
 
 def rescale_vjp(

@@ -17,7 +17,6 @@ from normbook import core
 from normbook.core import Array, Axes
 from normbook.moments import Moments
 
-
 CHANNEL: Axes = (1,)
 
 
@@ -129,6 +128,7 @@ def batch_norm_vjp(
     eps: float = 1e-5,
     where: Array | None = None,
 ) -> Gradients:
+    """Gradients of `batch_norm`; dγ and dβ sum over (N, ...), here S itself."""
     return normalize_vjp(dy, x, batch_sets(x.shape), gamma, beta, eps=eps, where=where)
 
 
@@ -148,8 +148,8 @@ def batch_norm_eval(
     _need_rank("batch norm", x.shape, 2)
     no_sets = Sets(tuple(x.shape), (), CHANNEL)
     wide, _, gamma, beta = _prepare(x, no_sets, gamma, beta)
-    mean = _parameter("mean", mean, x, CHANNEL)
-    var = _parameter("var", var, x, CHANNEL)
+    mean = _parameter("mean", _wide(mean), x, CHANNEL)
+    var = _parameter("var", _wide(var), x, CHANNEL)
     return _as(core.affine((wide - mean) * (var + eps) ** -0.5, gamma, beta), x)
 
 
@@ -181,6 +181,7 @@ def layer_norm_vjp(
     eps: float = 1e-5,
     where: Array | None = None,
 ) -> Gradients:
+    """Gradients of `layer_norm`; dγ and dβ sum over all axes but `axes`."""
     sets = layer_sets(x.shape, axes)
     return normalize_vjp(dy, x, sets, gamma, beta, eps=eps, where=where)
 
@@ -210,6 +211,7 @@ def instance_norm_vjp(
     eps: float = 1e-5,
     where: Array | None = None,
 ) -> Gradients:
+    """Gradients of `instance_norm`; dγ and dβ sum over (N, ...), not over S."""
     sets = instance_sets(x.shape)
     return normalize_vjp(dy, x, sets, gamma, beta, eps=eps, where=where)
 
@@ -241,6 +243,7 @@ def group_norm_vjp(
     eps: float = 1e-5,
     where: Array | None = None,
 ) -> Gradients:
+    """Gradients of `group_norm`; dγ and dβ sum over (N, ...), not over S."""
     sets = group_sets(x.shape, groups)
     return normalize_vjp(dy, x, sets, gamma, beta, eps=eps, where=where)
 
@@ -265,6 +268,7 @@ def rms_norm_vjp(
     axes: Axes = (-1,),
     eps: float = 1e-5,
 ) -> Gradients:
+    """Gradients of `rms_norm`; dγ sums over all axes but `axes`, dβ is None."""
     return normalize_vjp(
         dy,
         x,
@@ -314,6 +318,7 @@ def normalize_vjp(
     standardize_vjp: Callable[..., Any] = core.standardize_vjp,
 ) -> Gradients:
     """The steps of `normalize` backwards; g = γ·dy is formed before any mean."""
+    _same_place("dy", dy, x)
     if tuple(dy.shape) != tuple(x.shape):
         raise InputError(
             f"dy must have the shape of x; got {tuple(dy.shape)} for x of shape "
@@ -332,7 +337,18 @@ def normalize_vjp(
     )
 
 
-def _view(wide: Any, where: Any, sets: Sets, eps: float) -> tuple[Any, Axes, float, Any]:
+def need_real(x: Array) -> None:
+    """Raise InputError for integers, booleans and complex numbers."""
+    if "float" not in str(x.dtype):
+        raise InputError(
+            f"a mean needs real floating-point numbers; got x of dtype {x.dtype}. "
+            "Convert it first, to float32 for instance."
+        )
+
+
+def _view(
+    wide: Any, where: Any, sets: Sets, eps: float
+) -> tuple[Any, Axes, float, Any]:
     """What `standardize` takes: x and its mask as the sets view them, S and ε."""
     viewed = None if where is None else where.reshape(sets.view)
     return wide.reshape(sets.view), sets.axes, eps, viewed
@@ -342,11 +358,7 @@ def _prepare(
     x: Array, sets: Sets, gamma: Any, beta: Any, where: Any = None
 ) -> tuple[Any, Any, Any, Any]:
     """Input checked; x in at least 32 bits; mask, γ and β ready to meet it."""
-    if "float" not in str(x.dtype):
-        raise InputError(
-            f"a mean needs real floating-point numbers; got x of dtype {x.dtype}. "
-            "Convert it first, to float32 for instance."
-        )
+    need_real(x)
     _need_values(sets)
     return (
         _wide(x),
@@ -361,14 +373,16 @@ def _parameter(name: str, value: Any, x: Any, param: Axes) -> Any:
     _same_place(name, value, x)
     full = tuple(x.shape[axis] for axis in param)
     got = tuple(value.shape)
-    shared = len(full) > 1 and len(got) == len(full)
-    if got != full and not (shared and all(g in (1, n) for g, n in zip(got, full))):
+    shared = len(got) == len(full) > 1 and all(
+        here in (1, there) for here, there in zip(got, full, strict=True)
+    )
+    if got != full and not shared:
         raise InputError(
             f"{name} must have shape {full}, x's shape along axes {param}; got {got} "
             f"for x of shape {tuple(x.shape)}. Give it one value for each place there."
         )
     shape = [1] * len(x.shape)
-    for axis, n in zip(param, got):
+    for axis, n in zip(param, got, strict=True):
         shape[axis] = n
     return value.reshape(tuple(shape))
 

@@ -32,7 +32,7 @@ class Moments(NamedTuple):
         return Moments(count, mean, self.m2 + delta * (x - mean))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both parts together, of any sizes. Chan, Golub & LeVeque (1983)."""
+        """Moments of two parts together, of any sizes. Chan, Golub & LeVeque (1983)."""
         count = self.count + other.count
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)

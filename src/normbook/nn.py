@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normbook import core, functional
 from normbook.core import Axes
 from normbook.functional import InputError, Sets
-from normbook.moments import Moments, running
+from normbook.moments import running
 
 
 class Standardize(torch.autograd.Function):
@@ -126,9 +126,8 @@ class BatchNorm(_BatchNorm):
         y = normalize(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked += 1
-            momentum = self.momentum
-            if momentum is None:
-                momentum = 1 / self.num_batches_tracked
+            so_far = 1 / self.num_batches_tracked.double()  # for the plain average
+            momentum = so_far if self.momentum is None else self.momentum
             _track(self, x, sets, where, momentum)
         return y
 
@@ -169,6 +168,7 @@ class RMSNorm(nn.RMSNorm):
     """`torch.nn.RMSNorm`. x: (..., *normalized_shape)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        functional.need_real(x)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         return normalize(x, _trailing(self, x), self.weight, None, eps, centered=False)
 
@@ -193,8 +193,11 @@ def _track(
     """Move the running statistics, one a channel, towards this batch's.
 
     The running variance is the unbiased one, though x is standardized with the biased;
-    instance norm averages both over the batch. So does torch.
+    instance norm averages both over the batch; an empty batch moves neither. So does
+    torch.
     """
+    if x.numel() == 0:
+        return
     batch = functional.moments(x, sets, where)
     for buffer, value in (
         (layer.running_mean, batch.mean),

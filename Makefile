@@ -1,0 +1,132 @@
+# Normalization, Derived. `make help` lists what can be asked for.
+# Needs git, make and Python 3.11 or newer; everything else is installed into .venv.
+# Another Python: make book PYTHON=python3.12
+
+PYTHON ?= python3
+PORT ?= 8000
+NOTEBOOKS ?= $(sort $(wildcard notebooks/*.ipynb))
+
+BIN := .venv/bin
+BOOK := _build/html/index.html
+LOG := .venv/setup.log
+
+# One thread: the stored outputs are those of one thread, and so are the timings.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help book serve test run lab check gpu portable clean some-notebooks
+.DEFAULT_GOAL := help
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1\t/' \
+	    | expand -t 20
+
+# ---------------------------------------------------------------- set-up
+
+.venv/ready: requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo \
+	    "$(PYTHON) is missing: install Python 3.11 or newer." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	    "$$($(PYTHON) --version 2>&1) is too old: the book needs 3.11 or newer" \
+	    "(another one: make PYTHON=python3.12)." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
+	    "Python's venv module is missing" \
+	    "(on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@start=$$(date +%s); \
+	step() { echo "set-up  $$(( $$(date +%s) - start )) s  $$1"; }; \
+	pip() { $(BIN)/python -m pip --disable-pip-version-check "$$@"; }; \
+	all=$$(grep -c == requirements.txt); found=0; \
+	step "new environment in .venv"; \
+	rm -rf .venv && $(PYTHON) -m venv .venv && touch $(LOG) \
+	    || { echo "set-up failed: .venv could not be made." >&2; exit 1; }; \
+	{ pip install --progress-bar off -r requirements.txt \
+	    && pip install --no-build-isolation --no-deps --editable . \
+	    && touch .venv/installed; } 2>&1 | tee $(LOG) | while read -r word rest; do \
+	    case $$word in \
+	    Collecting|Processing) found=$$((found + 1)); \
+	        case $$found in *[05]0) step "$$found of $$all packages found";; esac;; \
+	    Installing) case $$rest in collected*numpy*) \
+	        step "$$found of $$all packages found, installing them";; esac;; \
+	    esac; done; \
+	test -f .venv/installed || { tail -n 20 $(LOG) >&2; \
+	    echo "set-up failed: the lines above are the end of $(LOG)." >&2; exit 1; }; \
+	mv .venv/installed $@; step "ready"
+
+# ---------------------------------------------------------------- the book
+
+# From nothing each time: a page that is gone must not stay, and Sphinx repeats the
+# warnings of a page only when it reads that page again.
+book: .venv/ready  ## Set up and build the book
+	@rm -rf _build/html
+	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q
+	@echo "The book is built. Open $(BOOK), or: make serve"
+
+serve: book  ## Build the book and serve it on this machine
+	@echo "http://localhost:$(PORT) (Ctrl-C stops it)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+# ---------------------------------------------------------------- tests
+
+test: book  ## Set up and test everything: code, every stored output, the pages
+	@$(BIN)/python -m pytest --durations=5
+
+# AVX2 or less, library by library: torch, oneDNN, MKL, OpenBLAS, NumPy's own loops.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE \
+    OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES=X86_V4,AVX512_ICL,AVX512_SPR
+
+portable: .venv/ready some-notebooks  ## Compare the stored outputs with 1 and 2 threads and AVX2
+	@for set in OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 "$(AVX2)"; do \
+	    echo "$$set"; env $$set $(BIN)/python -m pytest -q $(NOTEBOOKS) || exit 1; done
+
+check: .venv/ready  ## Lint, format, types, the layers of the house, the workflows
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@if command -v actionlint >/dev/null; then actionlint; \
+	    else echo "actionlint is not installed: the workflows were not checked"; fi
+
+# ---------------------------------------------------------------- notebooks
+
+# With no notebook at hand pytest would run everything and nbconvert would fail oddly.
+some-notebooks:
+	@test -n "$(NOTEBOOKS)" || { echo "notebooks/ holds no notebook." >&2; exit 1; }
+
+run: .venv/ready some-notebooks  ## Run every notebook and store what it prints (or NOTEBOOKS=...)
+	@for notebook in $(NOTEBOOKS); do start=$$(date +%s); \
+	    $(BIN)/jupyter-nbconvert --execute --inplace --log-level=ERROR \
+	        --ExecutePreprocessor.record_timing=False \
+	        --ExecutePreprocessor.timeout=300 \
+	        --ExecutePreprocessor.extra_arguments=--IPKernelApp.log_level=40 \
+	        $$notebook || exit 1; \
+	    : one stream of text a cell, however the kernel happened to flush it; \
+	    $(BIN)/jupyter-nbconvert --to notebook --inplace --coalesce-streams \
+	        --log-level=ERROR $$notebook || exit 1; \
+	    echo "$$notebook  $$(( $$(date +%s) - start )) s"; done
+
+lab: .venv/ready  ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter-lab notebooks
+
+# ---------------------------------------------------------------- GPU
+
+# The tests of the notebooks and the pages need what requirements.txt installs.
+GPU_TESTS := tests $(addprefix --ignore=tests/test_, \
+    book.py guard.py notebooks.py pages.py)
+
+gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
+	@export PYTHONPATH="src:$$PYTHONPATH"; \
+	skip() { echo "skipped: $$1"; }; \
+	if ! $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	    skip "everything, because $(PYTHON) has no PyTorch"; exit 0; fi; \
+	if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then skip "the tests marked gpu, because PyTorch sees no GPU"; \
+	    skip "the record of agreement, because PyTorch sees no GPU"; exit 0; fi; \
+	status=0; \
+	if $(PYTHON) -c 'import hypothesis, pytest' 2>/dev/null; then \
+	    $(PYTHON) -m pytest -o addopts= -o filterwarnings= -m gpu $(GPU_TESTS) \
+	        || status=1; \
+	else skip "the tests marked gpu, because pytest or hypothesis is missing"; fi; \
+	$(PYTHON) -m normbook.experiments.agreement --record || status=1; exit $$status
+
+clean:  ## Remove what make made
+	rm -rf .venv _build .mypy_cache .ruff_cache .import_linter_cache \
+	    .hypothesis .coverage .jupyter_cache build *.egg-info src/*.egg-info

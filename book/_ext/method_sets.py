@@ -1,0 +1,275 @@
+"""What the pages show of the methods, computed from `normbook`: nothing is typed twice.
+
+`{method-sets}` is the picture of the sets, to choose from by mouse or keyboard and
+without a script. `{axes-table}` is the table of axes, statistics and parameters.
+{method}`BN` is a method's name in its colour. Also the card for social media.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from normbook import functional, plots
+
+SHAPE = (4, 6, 4)  # N, C, H·W of the picture
+GROUPS = 2
+SCALE = 30  # of one cell, in the picture's own units
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+# ------------------------------------------------------------------ the picture
+
+
+def members(method: str, groups: int = GROUPS) -> np.ndarray:
+    """Which cells of the block share their statistics with its first cell."""
+    sets = plots.SETS[method](SHAPE, groups)
+    return plots.shares_statistics(sets, SHAPE, (0, 0, 0))
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def block(colored: dict[str, np.ndarray], label: str) -> str:
+    """Return the block of cells as SVG; a cell has the names of the sets it is in."""
+    faces = plots.faces(SHAPE)
+    points = np.concatenate([corners.reshape(-1, 2) for _, corners in faces])
+    points = points * (SCALE, -SCALE)
+    low = points.min(0) - 2
+    width, height = points.max(0) - low + 2
+    drawn = []
+    for face, (cells, corners) in zip("nch", faces, strict=True):
+        drawn.append(f'<g class="face-{face}">')
+        for cell, polygon in zip(cells, corners * (SCALE, -SCALE) - low, strict=True):
+            names = [name for name, inside in colored.items() if inside[tuple(cell)]]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in polygon)
+            kind = f' class="{" ".join(names)}"' if names else ""
+            drawn.append(f'<polygon{kind} points="{path}"/>')
+        drawn.append("</g>")
+    look = f'role="img" aria-label="{label}"' if label else 'aria-hidden="true"'
+    box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    return f'<svg class="block" {look} {box}>{"".join(drawn)}</svg>'
+
+
+def sentence(method: str, groups: int = GROUPS) -> str:
+    """Say how many cells share a mean, and how many means there are."""
+    sets = plots.SETS[method](SHAPE, groups)
+    of = {
+        "BN": "one channel, over the whole batch",
+        "LN": "one sample, over all its channels",
+        "IN": "one sample and one channel",
+        "GN": f"one sample and one of {groups} groups of channels",
+        "RMSNorm": "one sample and one position, over its channels",
+    }[method]
+    if method == "GN" and groups == 1:
+        of = "one sample and its only group: layer norm"
+    if method == "GN" and groups == SHAPE[1]:
+        of = "one sample and a group of one channel: instance norm"
+    kind = "mean square" if method == "RMSNorm" else "mean and one variance"
+    return (
+        f"The {sets.size} cells in colour share one {kind}: {of}. "
+        f"The block has {sets.number} such sets."
+    )
+
+
+def picture() -> str:
+    """Return the HTML of the picture: one block a method, and the chosen one large."""
+    choices, big, said = [], {}, []
+    for position, method in enumerate(plots.SETS):
+        key = method.lower()
+        checked = " checked" if position == 0 else ""
+        small = block({"on": members(method)}, "")
+        choices.append(
+            f'<label class="choice {key}"><input type="radio" name="sets" '
+            f'id="sets-{key}"{checked}>{small}<span>{plots.NAMES[method]}</span>'
+            "</label>"
+        )
+        if method != "GN":
+            big[f"is-{key}"] = members(method)
+            said.append(f'<p class="say is-{key}">{sentence(method)}</p>')
+    groups = []
+    for number in divisors(SHAPE[1]):
+        checked = " checked" if number == GROUPS else ""
+        big[f"is-g{number}"] = members("GN", number)
+        said.append(f'<p class="say is-g{number}">{sentence("GN", number)}</p>')
+        groups.append(
+            f'<label><input type="radio" name="groups" id="sets-g{number}"{checked}>'
+            f"{number}</label>"
+        )
+    n, c, positions = SHAPE
+    label = f"A block of cells: {n} samples, {c} channels, {positions} positions"
+    return (
+        '<div class="sets"><fieldset class="methods">'
+        "<legend>Choose a method: which cells share their statistics?</legend>"
+        f"{''.join(choices)}</fieldset>"
+        f'<div class="stage"><div class="large">{block(big, label)}'
+        '<span class="axis n">N, the batch</span>'
+        '<span class="axis c">C, channels</span>'
+        '<span class="axis h">H, W</span></div>'
+        f'<div class="says">{"".join(said)}'
+        '<fieldset class="groups"><legend>Number of groups G</legend>'
+        f"{''.join(groups)}</fieldset></div></div></div>"
+    )
+
+
+class MethodSets(SphinxDirective):
+    """The picture of the sets."""
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", picture(), format="html")]
+
+
+# ------------------------------------------------------------------ the table
+
+# An image batch and a batch of token sequences, of sizes met in practice.
+NCHW = {"N": 32, "C": 64, "H": 56, "W": 56}
+NTC = {"N": 32, "T": 512, "C": 768}
+TABLE_GROUPS = 32
+
+
+FUNCTIONS = {
+    "BN": functional.batch_norm,
+    "LN": functional.layer_norm,
+    "IN": functional.instance_norm,
+    "GN": functional.group_norm,
+    "RMSNorm": functional.rms_norm,
+}
+
+
+def rows() -> list[tuple[str, str, dict[str, int], functional.Sets]]:
+    """Return method, use, named axes and sets, one a row of the table."""
+    image, text = tuple(NCHW.values()), tuple(NTC.values())
+    return [
+        ("BN", "images", NCHW, functional.batch_sets(image)),
+        (
+            "LN",
+            "images, Wu & He’s figure",
+            NCHW,
+            functional.layer_sets(image, (1, 2, 3)),
+        ),
+        ("LN", "tokens, in transformers", NTC, functional.layer_sets(text)),
+        ("IN", "images", NCHW, functional.instance_sets(image)),
+        ("GN", "images", NCHW, functional.group_sets(image, TABLE_GROUPS)),
+        ("RMSNorm", "tokens", NTC, functional.layer_sets(text)),
+    ]
+
+
+def axis_names(axes: dict[str, int], sets: functional.Sets) -> tuple[list[str], ...]:
+    """Return the names of S, of the axes that index statistics, and of γ's."""
+    names = list(axes)
+    view = names
+    if len(sets.view) > len(names):
+        view = [names[0], "G", "C/G", *names[2:]]
+    over = [name for axis, name in enumerate(view) if axis in sets.axes]
+    left = [name for axis, name in enumerate(view) if axis not in sets.axes]
+    return over, left, [names[axis] for axis in sets.param]
+
+
+def table() -> str:
+    """Return the table of axes as HTML."""
+    body = []
+    for method, use, axes, sets in rows():
+        over, left, gamma = axis_names(axes, sets)
+        takes = inspect.signature(FUNCTIONS[method])
+        only = "" if "beta" in takes.parameters else "<small>no β</small>"
+        body.append(
+            f"<tr><th scope='row'>{tag(method)}<small>{use}</small></th>"
+            f"<td>({', '.join(axes)})</td><td><b>{', '.join(over)}</b></td>"
+            f"<td>{' · '.join(left)}</td><td>{' · '.join(gamma)}{only}</td>"
+            f"<td class='n'>{_number(sets.size)}</td>"
+            f"<td class='n'>{_number(sets.number)}</td></tr>"
+        )
+    sizes = " and ".join(
+        f"({', '.join(axes)}) = ({', '.join(map(str, axes.values()))})"
+        for axes in (NCHW, NTC)
+    )
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="Table of axes">'
+        '<table class="axes"><caption>What each method takes its statistics over. '
+        f"Sizes are for {sizes}, G = {TABLE_GROUPS}.</caption><thead><tr>"
+        '<th scope="col">method</th><th scope="col">x</th><th scope="col">S</th>'
+        '<th scope="col">one set for each</th><th scope="col">γ, β indexed by</th>'
+        '<th scope="col">m = |S|</th><th scope="col">sets</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+class AxesTable(SphinxDirective):
+    """The table of axes."""
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.raw("", table(), format="html")]
+
+
+# ------------------------------------------------------------------ names, colours
+
+
+def tag(method: str) -> str:
+    """Return a method's name with its colour, as HTML."""
+    return f'<span class="method {method.lower()}">{plots.NAMES[method]}</span>'
+
+
+class Method(SphinxRole):
+    """{method}`BN`: a method's name in its colour."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        if self.text not in plots.NAMES:
+            known = ", ".join(plots.NAMES)
+            error = self.inliner.reporter.error(
+                f"no method {self.text!r}; one of {known}", line=self.lineno
+            )
+            return [], [error]
+        return [nodes.raw("", tag(self.text), format="html")], []
+
+
+def add_colors(app: Sphinx, page: str, template: str, context: Any, tree: Any) -> None:
+    """Give every page the methods' colours, as variables of its style sheet."""
+    colors = "".join(f"--{key.lower()}:{hex};" for key, hex in plots.COLORS.items())
+    context["metatags"] = (
+        f"{context.get('metatags', '')}<style>:root{{{colors}}}</style>"
+    )
+
+
+def draw_card(path: Path) -> None:
+    """Draw the 1200 × 630 picture that links to the book are shown with."""
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots(
+            1, len(plots.SETS), figsize=(12, 6.3), layout="none"
+        )
+        figure.subplots_adjust(left=0.05, right=0.95, bottom=0.1, top=0.64, wspace=0.1)
+        for ax, method in zip(axes, plots.SETS, strict=True):
+            plots.sets(ax, method, SHAPE, groups=GROUPS, labels=False)
+            ax.text(
+                0.5, -0.08, plots.NAMES[method], transform=ax.transAxes, ha="center",
+                fontsize=15,
+            )  # fmt: skip
+        serif = {"family": "STIXGeneral", "color": "#1B1B1B"}
+        figure.text(0.05, 0.77, "Normalization, Derived", fontsize=58, **serif)
+        line = "One idea, five methods, and every claim checked"
+        figure.text(0.052, 0.67, line, fontsize=25, **serif)
+        figure.savefig(path, dpi=100, facecolor="#FCFBF8", transparent=False)
+        plt.close(figure)
+
+
+def add_card(app: Sphinx, error: Exception | None) -> None:
+    if error is None and app.builder.format == "html":
+        draw_card(Path(app.outdir) / app.config.ogp_image)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    plt.switch_backend("agg")
+    app.add_directive("method-sets", MethodSets)
+    app.add_directive("axes-table", AxesTable)
+    app.add_role("method", Method())
+    app.connect("html-page-context", add_colors)
+    app.connect("build-finished", add_card)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,87 @@
+"""What the chapters train. Experiments return plain records and draw nothing.
+
+`stacked` trains many small networks at once; the other modules hold what they show.
+Long runs are made by hand (`python -m normbook.experiments.batch_norm`) and kept in
+`records/`, with what they ran on; short ones run live in the notebooks.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RECORDS = Path(__file__).parents[3] / "records"
+
+
+def write_record(
+    name: str, results: Any, *, command: str, seconds: float | dict[str, float]
+) -> Path:
+    """Keep `results` as `records/name.json`, with what is needed to repeat them."""
+    record = {
+        "command": command,
+        "date": date.today().isoformat(),
+        "device": processor(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "seconds": seconds,
+        "results": results,
+    }
+    text = json.dumps(_rounded(record), indent=1, allow_nan=False)
+    path = RECORDS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(_brief(text) + "\n")
+    return path
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """The record that `write_record` kept under this name."""
+    return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def run_and_record(name: str, runs: dict[str, Callable[[], Any]], command: str) -> Path:
+    """Run every experiment in turn, say how long each took, and keep their results."""
+    results, seconds = {}, {}
+    for number, (title, run) in enumerate(runs.items(), start=1):
+        print(f"{number}/{len(runs)} {title}", file=sys.stderr)
+        began = time.perf_counter()
+        results[title] = run()
+        seconds[title] = time.perf_counter() - began
+        print(f"    {seconds[title]:.1f} s", file=sys.stderr)
+    return write_record(name, results, command=command, seconds=seconds)
+
+
+def processor() -> str:
+    """The name of the processor, as the operating system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return platform.processor() or platform.machine()
+
+
+def _rounded(value: Any) -> Any:
+    """The same record with every number to five significant digits."""
+    if isinstance(value, dict):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _brief(text: str) -> str:
+    """JSON with every list of numbers on one line, so that a change is a small diff."""
+    flat = re.compile(r"\[\s*([^][{}]*?)\s*\]")
+    return flat.sub(lambda found: f"[{' '.join(found[1].split())}]", text)

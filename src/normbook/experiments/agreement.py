@@ -1,0 +1,300 @@
+"""One source on every library and device: the same numbers, and what they cost.
+
+`agreement` compares every place with float64 NumPy, `speed` times our plain layers
+against torch's own kernels, `traffic` counts the bytes that both move. Time and traffic
+are in copies of x, the least that any layer can take: a forward reads x and writes y,
+which is 1 copy; a backward reads dy and x and writes dx, 1.5 more.
+
+    python -m normbook.experiments.agreement            prints the tables
+    python -m normbook.experiments.agreement --record   keeps them in records/ too
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normbook import functional
+from normbook import nn as nb
+from normbook.experiments import write_record
+
+# The largest error of y and dx, in the largest |y| and |dx|. 16-bit results carry the
+# rounding of the result alone, half a unit in the last place, since sums are in 32
+# bits; in 32 and 64 bits the sums of a few thousand values round too.
+TOLERANCE = {
+    "float64": 2.0**-44,
+    "float32": 2.0**-19,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+
+LEAST = {"forward": 1.0, "forward + backward": 2.5}
+
+
+class Case(NamedTuple):
+    """One method on an input of this shape; γ and β have one value a channel."""
+
+    shape: tuple[int, ...]
+    ours: Callable[[], nn.Module]
+    native: Callable[[], nn.Module]
+    channel: int = 1
+    beta: bool = True
+    options: dict[str, int] = {}  # noqa: RUF012
+
+
+CASES = {
+    "batch_norm": Case(
+        (8, 64, 16, 16), lambda: nb.BatchNorm(64), lambda: nn.BatchNorm2d(64)
+    ),
+    "layer_norm": Case(
+        (8, 64, 256), lambda: nb.LayerNorm(256), lambda: nn.LayerNorm(256), channel=-1
+    ),
+    "instance_norm": Case(
+        (8, 64, 16, 16),
+        lambda: nb.InstanceNorm(64, affine=True),
+        lambda: nn.InstanceNorm2d(64, affine=True),
+    ),
+    "group_norm": Case(
+        (8, 64, 16, 16),
+        lambda: nb.GroupNorm(8, 64),
+        lambda: nn.GroupNorm(8, 64),
+        options={"groups": 8},
+    ),
+    "rms_norm": Case(
+        (8, 64, 256),
+        lambda: nb.RMSNorm(256),
+        lambda: nn.RMSNorm(256),
+        channel=-1,
+        beta=False,
+    ),
+}
+
+
+def devices() -> list[tuple[str, str]]:
+    """The places where the one source runs here: (library, device)."""
+    places = [("numpy", "cpu"), ("torch", "cpu")]
+    return places + [("torch", "cuda")] * torch.cuda.is_available()
+
+
+def agreement(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
+    """Every method × place × dtype: errors of y and dx against float64 NumPy.
+
+    The reference takes the very input that the place got, rounded to its dtype, and
+    errors are relative to the largest value of the reference.
+    """
+    return [
+        {"method": method, "library": library, "device": device, "dtype": dtype}
+        | _errors(method, library, device, dtype)
+        for method in methods
+        for library, device in devices()
+        for dtype in TOLERANCE
+        if hasattr(np if library == "numpy" else torch, dtype)
+        and (library, dtype) != ("numpy", "float64")
+    ]
+
+
+def agrees(rows: Iterable[dict[str, Any]]) -> bool:
+    """Whether every error lies within the rounding of its dtype."""
+    return all(max(row["y"], row["dx"]) <= TOLERANCE[row["dtype"]] for row in rows)
+
+
+def _errors(method: str, library: str, device: str, dtype: str) -> dict[str, float]:
+    case = CASES[method]
+    rng = np.random.default_rng(0)
+    channels = case.shape[case.channel]
+    inputs = [
+        rng.normal(size=case.shape),  # dy
+        rng.normal(3.0, 2.0, size=case.shape),  # x
+        rng.uniform(0.5, 2.0, size=channels),  # γ
+        rng.normal(size=channels),  # β
+    ][: 4 if case.beta else 3]
+    here = [_put(value, library, device, dtype) for value in inputs]
+    exact = [_numpy(value) for value in here]
+    return {
+        name: float(np.abs(_numpy(got) - want).max() / np.abs(want).max())
+        for name, got, want in zip(
+            ("y", "dx"), _both(method, here), _both(method, exact), strict=True
+        )
+    }
+
+
+def _both(method: str, inputs: list[Any]) -> tuple[Any, Any]:
+    """Y and dx of one method."""
+    dy, x, *parameters = inputs
+    options = CASES[method].options
+    forward = getattr(functional, method)
+    vjp = getattr(functional, f"{method}_vjp")
+    names = dict(zip(("gamma", "beta"), parameters, strict=False))
+    return forward(x, **names, **options), vjp(dy, x, **names, **options).x
+
+
+def _put(value: np.ndarray, library: str, device: str, dtype: str) -> Any:
+    if library == "numpy":
+        return value.astype(dtype)
+    return torch.tensor(value).to(device, getattr(torch, dtype))
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.double().cpu().numpy()
+    return value.astype("float64")
+
+
+class _Count(TorchDispatchMode):
+    """Adds up the bytes of every tensor that an operation reads or writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = op(*args, **(kwargs or {}))
+        if not op.is_view:
+            for value in (*args, *(result if isinstance(result, tuple) else (result,))):
+                if isinstance(value, torch.Tensor):
+                    self.bytes += value.numel() * value.element_size()
+        return result
+
+
+def traffic(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
+    """Bytes moved, in copies of x: the least, torch's kernels, ours one step a time.
+
+    Counted, not measured: each operation reads its inputs and writes its outputs once,
+    so what stays in a cache between two operations is not seen.
+    """
+    return [
+        {"method": method, "pass": name, "least": LEAST[name]}
+        | {who: _bytes(run) / (2 * x.nbytes) for who, run in runs.items()}
+        for method in methods
+        for name, x, runs in _passes(CASES[method], "cpu", "float32", 1)
+    ]
+
+
+def _bytes(run: Callable[[], Any]) -> int:
+    with _Count() as count:
+        run()
+    return count.bytes
+
+
+def speed(
+    device: str, methods: Iterable[str] = CASES, dtype: str = "float32", rounds: int = 9
+) -> list[dict[str, Any]]:
+    """Microseconds to copy x, and what torch's layer and ours take, in copies.
+
+    Medians over rounds in which the three take turns, so that a machine that slows
+    down slows all three.
+    """
+    rows = []
+    for method in methods:
+        for scale in (1, 16) if device == "cpu" else (1, 16, 256):
+            for name, x, runs in _passes(CASES[method], device, dtype, scale):
+                target = torch.empty_like(x)
+                copy, native, ours = _medians(
+                    [partial(target.copy_, x), *runs.values()], device, rounds
+                )
+                row: dict[str, Any] = {"method": method, "device": device}
+                row |= {"dtype": dtype, "shape": list(x.shape), "pass": name}
+                row |= {"least": LEAST[name], "native": native / copy}
+                rows.append(row | {"ours": ours / copy, "copy_us": copy * 1e6})
+    return rows
+
+
+def _passes(
+    case: Case, device: str, dtype: str, scale: int
+) -> list[tuple[str, torch.Tensor, dict[str, Callable[[], Any]]]]:
+    """(pass, x, {native, ours: what runs it}), in training mode."""
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    shape = (case.shape[0] * scale, *case.shape[1:])
+    x, dy = torch.randn(shape, **kind), torch.randn(shape, **kind)
+    layers = {"native": case.native().to(**kind), "ours": case.ours().to(**kind)}
+
+    def forward(layer: nn.Module) -> Callable[[], Any]:
+        return torch.no_grad()(lambda: layer(x))
+
+    def both(layer: nn.Module) -> Callable[[], Any]:
+        leaf = x.detach().requires_grad_()
+        inputs = [leaf, *layer.parameters()]
+        return lambda: torch.autograd.grad(layer(leaf), inputs, dy)
+
+    return [
+        (name, x, {who: run(layer) for who, layer in layers.items()})
+        for name, run in zip(LEAST, (forward, both), strict=True)
+    ]
+
+
+def _medians(
+    runs: Sequence[Callable[[], Any]], device: str, rounds: int
+) -> list[float]:
+    """Median seconds a call; a round times as many calls as fill a millisecond."""
+
+    def seconds(run: Callable[[], Any], calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    for run in runs:
+        seconds(run, 3)
+    calls = [1 + int(1e-3 / seconds(run, 3)) for run in runs]
+    taken = [
+        [seconds(run, n) for run, n in zip(runs, calls, strict=True)]
+        for _ in range(rounds)
+    ]
+    return [median(of_one) for of_one in zip(*taken, strict=True)]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as aligned text, numbers to two significant digits."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.0e}" if value < 1e-2 else f"{value:.3g}"
+        return "×".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(n) for text, n in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print agreement, traffic and speed of this machine; with --record, keep them."""
+    start = time.perf_counter()
+    here = sorted({device for _, device in devices()})
+    gpu = torch.cuda.get_device_name() if "cuda" in here else None
+    tables = {
+        "agreement": agreement(),
+        "traffic": traffic(),
+        "speed": [row for device in here for row in speed(device)],
+    }
+    for name, rows in tables.items():
+        print(f"{name}\n{table(rows)}\n")
+    if not agrees(tables["agreement"]):
+        raise SystemExit("An error is larger than its dtype's rounding: see above.")
+    if "--record" in arguments:
+        kind = re.sub(r"\W+", "-", gpu or "cpu").lower()
+        path = write_record(
+            f"agreement-{kind}",
+            {"gpu": gpu, **tables},
+            command="python -m normbook.experiments.agreement --record",
+            seconds=time.perf_counter() - start,
+        )
+        print(f"kept as {path.parent.name}/{path.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

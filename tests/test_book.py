@@ -1,0 +1,260 @@
+"""The extensions that make the pages: claims, math, the picture of sets, repairs."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx")
+pytest.importorskip("myst_nb")
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "book" / "_ext"))
+
+import claims_page  # noqa: E402
+import method_sets  # noqa: E402
+import repairs  # noqa: E402
+import static_math  # noqa: E402
+from fontTools.ttLib import TTFont  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
+from sphinx.util.docutils import docutils_namespace  # noqa: E402
+
+from normbook import plots  # noqa: E402
+
+STATIC = ROOT / "book" / "_static"
+
+
+def notebook(*cells: str | tuple[str, str]) -> str:
+    """A notebook of markdown (text) and code cells (source, what it printed)."""
+    written = []
+    for cell in cells:
+        if isinstance(cell, str):
+            written.append({"cell_type": "markdown", "metadata": {}, "source": cell})
+            continue
+        source, printed = cell
+        output = {"output_type": "stream", "name": "stdout", "text": printed}
+        code = {"cell_type": "code", "metadata": {}, "source": source}
+        written.append(code | {"execution_count": 1, "outputs": [output]})
+    for number, cell in enumerate(written):
+        cell["id"] = f"cell-{number}"
+    metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+    }
+    return json.dumps(
+        {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": written}
+    )
+
+
+TWO = notebook(
+    "# Chapter *two*",
+    ("a = 1", "before\n✓ first, σ'²\n✓ second, a < b\nafter\n"),
+    ("b = 1", "no claim: ✓ not at the start of the line\n"),
+    ("c = 1", "✓ third\n"),
+)
+NONE = notebook("# Chapter three", ("a = 1", "nothing\n"))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+    """Build a small book; returns its output folder and what Sphinx warned of."""
+
+    def run(**pages: str) -> tuple[Path, str]:
+        (tmp_path / "notebooks").mkdir()
+        names = [f"notebooks/{n}" if t[0] == "{" else n for n, t in pages.items()]
+        index = "# Book\n\n```{toctree}\n" + "\n".join(names) + "\n```\n"
+        for name, text in {"index": index, **pages}.items():
+            folder = tmp_path / "notebooks" if text.startswith("{") else tmp_path
+            suffix = ".ipynb" if text.startswith("{") else ".md"
+            (folder / name).with_suffix(suffix).write_text(text, encoding="utf-8")
+        warnings = io.StringIO()
+        settings = {
+            "extensions": ["myst_nb", "claims_page", "static_math"],
+            "nb_execution_mode": "off",
+            "myst_enable_extensions": ["amsmath", "dollarmath"],
+            "html_math_renderer": "static_math",
+        }
+        out = tmp_path / "out"
+        with docutils_namespace():
+            Sphinx(
+                tmp_path, None, out, tmp_path / "trees", "html",
+                confoverrides=settings, status=None, warning=warnings,
+            ).build()  # fmt: skip
+        return out, warnings.getvalue()
+
+    return run
+
+
+# ---------------------------------------------------------------- claims
+
+
+def test_collect_takes_only_claims(tmp_path: Path) -> None:
+    path = tmp_path / "02_two.ipynb"
+    path.write_text(TWO, encoding="utf-8")
+    chapter = claims_page.collect(path)
+    assert chapter.title == "Chapter *two*"
+    assert chapter.claims == [(1, "first, σ'²"), (1, "second, a < b"), (3, "third")]
+
+
+def test_claims_page_links_every_claim_to_its_cell(
+    build: Callable[..., tuple[Path, str]],
+) -> None:
+    out, warnings = build(
+        **{"02_two": TWO, "03_three": NONE, "claims": "# Claims\n\n```{claims}\n```\n"}
+    )
+    assert warnings == ""
+    listed = (out / "claims.html").read_text(encoding="utf-8")
+    assert "3 claims in 2 chapters." in listed
+    assert "0 claims." in listed
+    chapter = (out / "notebooks/02_two.html").read_text(encoding="utf-8")
+    for number, statement in enumerate(("first, σ'²", "second, a &lt; b", "third"), 1):
+        link = f'href="notebooks/02_two.html#claim-02-{number}">{statement}</a>'
+        assert link in listed
+        assert chapter.count(f'id="claim-02-{number}"') == 1
+        assert f'<p class="claim">{statement}</p>' in chapter
+    # What else the cell printed stays where it was.
+    assert chapter.index("before") < chapter.index('"claim">first')
+    assert chapter.index('"claim">second') < chapter.index("after")
+    assert "no claim: ✓ not" in chapter
+
+
+def test_count() -> None:
+    assert [claims_page.count(n) for n in (0, 1, 2)] == [
+        "0 claims", "1 claim", "2 claims",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- math
+
+
+def test_bad_tex_is_a_warning(build: Callable[..., tuple[Path, str]]) -> None:
+    out, warnings = build(page="# Page\n\nGood $a^2$, bad $\\frac{1$.\n")
+    assert "WARNING" in warnings
+    assert "\\frac{1" in warnings
+    assert '<span class="katex">' in (out / "page.html").read_text(encoding="utf-8")
+
+
+def test_good_tex_warns_of_nothing_and_is_numbered(
+    build: Callable[..., tuple[Path, str]],
+) -> None:
+    out, warnings = build(
+        page="# Page\n\n$$\na = b\n$$ (one)\n\n{eq}`one`\n\n"
+        "\\begin{align*}\na &= b \\\\\n &= c\n\\end{align*}\n"
+    )
+    assert warnings == ""
+    text = (out / "page.html").read_text(encoding="utf-8")
+    assert text.count('tabindex="0"') == 2
+    assert '<span class="eqno">(1)' in text
+    assert 'href="#equation-one">(1)</a>' in text
+
+
+def test_one_process_renders_all() -> None:
+    assert "<math" in static_math.render(r"\gamma")  # read aloud by screen readers
+    first = static_math._server().pid
+    static_math.render(r"\beta", display=True)
+    assert static_math._server().pid == first
+    process = static_math._server()
+    static_math.stop()
+    assert process.returncode is not None
+    with pytest.raises(static_math.TexError, match="KaTeX parse error"):
+        static_math.render(r"\nosuchcommand")
+    static_math.stop()
+
+
+def test_style_sheet_and_script_are_of_one_version() -> None:
+    sheet = (STATIC / "katex" / "katex.min.css").read_text(encoding="utf-8")
+    script = static_math.katex_script().read_text(encoding="utf-8")
+    version = sheet.partition('.katex-version:after{content:"')[2].partition('"')[0]
+    assert version.count(".") == 2
+    assert f'version:"{version}"' in script
+
+
+# ---------------------------------------------------------------- the sets
+
+
+@pytest.mark.parametrize("method", plots.SETS)
+def test_picture_colors_one_whole_set(method: str) -> None:
+    sets = plots.SETS[method](method_sets.SHAPE, method_sets.GROUPS)
+    assert method_sets.members(method).sum() == sets.size
+    said = method_sets.sentence(method)
+    assert f"The {sets.size} cells" in said
+    assert f"has {sets.number} such sets" in said
+    cells = method_sets.SHAPE[0] * method_sets.SHAPE[1] * method_sets.SHAPE[2]
+    assert sets.size * sets.number == cells
+
+
+def test_group_norm_ends_at_layer_and_instance_norm() -> None:
+    channels = method_sets.SHAPE[1]
+    same = (method_sets.members("GN", 1) == method_sets.members("LN")).all()
+    assert same
+    same = (method_sets.members("GN", channels) == method_sets.members("IN")).all()
+    assert same
+
+
+def test_every_choice_of_the_picture_has_its_rule() -> None:
+    sheet = (STATIC / "book.css").read_text(encoding="utf-8")
+    html = method_sets.picture()
+    groups = [f"g{n}" for n in method_sets.divisors(method_sets.SHAPE[1])]
+    for key in [*map(str.lower, plots.SETS), *groups]:
+        assert f'id="sets-{key}"' in html
+        assert f"#sets-{key}:checked" in sheet
+    for key in plots.COLORS:
+        assert f"var(--{key.lower()})" in sheet
+
+
+def test_table_says_what_the_paper_says() -> None:
+    said = {
+        (method, use): method_sets.axis_names(axes, sets)
+        for method, use, axes, sets in method_sets.rows()
+    }
+    assert said["BN", "images"] == (["N", "H", "W"], ["C"], ["C"])
+    assert said["GN", "images"] == (["C/G", "H", "W"], ["N", "G"], ["C"])
+    assert said["IN", "images"] == (["H", "W"], ["N", "C"], ["C"])
+    assert said["RMSNorm", "tokens"] == (["C"], ["N", "T"], ["C"])
+    html = method_sets.table()
+    assert html.count("<tr>") == 1 + len(said)
+    assert html.count("no β") == 1
+
+
+# ---------------------------------------------------------------- repairs
+
+
+def test_repair_takes_out_faults_and_nothing_else() -> None:
+    good = '<p>text</p><script src="doctools.js"></script>'
+    assert repairs.repair(good) == good
+    thebe = '<script type="text/x-thebe-config">\n{"a": 1}\n</script>'
+    kernel = "<script>kernelName = 'python3'</script>"
+    icons = '<script defer src="../_static/scripts/fontawesome.js?digest=1"></script>'
+    assert repairs.repair(thebe + good + kernel + icons) == good
+    corner = '<tr><th class="head"><p></p></th><th class="head"><p>a</p></th></tr>'
+    mended = '<tr><td></td><th class="head"><p>a</p></th></tr>'
+    assert repairs.repair(corner) == mended
+    side = '<div class="sidebar-primary-items__start sidebar-primary__section">'
+    assert 'role="navigation"' in repairs.repair(side)
+
+
+def test_only_icons_that_are_named_stay() -> None:
+    sheet = (
+        '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}'
+        '.fa-bars-progress:before{content:"\\f828"}p{color:red}'
+    )
+    named = repairs.icons_named(['<i class="fa-solid fa-bars"></i>'])
+    left = repairs.only_used(sheet, named)
+    assert left == '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}p{color:red}'
+    assert repairs.icons_drawn(left + "a{content:'\uf107'}") == {"\uf0c9", "\uf107"}
+
+
+def test_small_font_has_only_what_is_drawn(tmp_path: Path) -> None:
+    import pydata_sphinx_theme
+
+    theme = Path(pydata_sphinx_theme.__file__).parent
+    (font,) = theme.rglob("fa-solid-900.ttf")
+    copy = tmp_path / font.name
+    copy.write_bytes(font.read_bytes())
+    repairs.shrink_font(copy, {"\uf0c9"})
+    small = copy.with_suffix(".woff")
+    assert set(TTFont(small).getBestCmap()) == {0xF0C9}
+    assert small.stat().st_size < font.stat().st_size / 100

@@ -1,0 +1,91 @@
+"""The data: whole, disjoint, balanced, the same every time."""
+
+import pytest
+import torch
+
+from normbook import data
+
+
+def parts(split: data.Split) -> list[data.Part]:
+    return [split.train, split.validation, split.test]
+
+
+@pytest.mark.parametrize(
+    ("split", "counts", "size"),
+    [(data.digits, (1000, 250, 547), 8), (data.mnist, (3000, 500, 1500), 14)],
+)
+def test_sizes_and_types(split, counts, size):
+    for part, count in zip(parts(split()), counts, strict=True):
+        assert part.x.shape == (count, size, size)
+        assert part.y.shape == (count,)
+        assert part.x.dtype == torch.float32
+        assert part.y.dtype == torch.int64
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_training_and_validation_are_balanced(split):
+    for part in parts(split())[:2]:
+        assert len(set(part.y.bincount(minlength=10).tolist())) == 1
+
+
+def test_the_mnist_test_is_balanced_and_that_of_the_digits_nearly():
+    assert set(data.mnist().test.y.bincount().tolist()) == {150}
+    counts = data.digits().test.y.bincount()
+    assert counts.max() - counts.min() <= 10
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_no_image_is_in_two_parts(split):
+    seen = [{image.numpy().tobytes() for image in part.x} for part in parts(split())]
+    assert sum(map(len, seen)) == len(set.union(*seen))
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_parts_are_not_sorted_by_class(split):
+    for part in parts(split()):
+        assert (part.y[:-1] > part.y[1:]).float().mean() > 0.3
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_only_the_training_part_sets_the_scale(split):
+    part = split()
+    assert part.train.x.mean().abs() < 1e-5
+    assert (part.train.x.std() - 1).abs() < 1e-5
+    assert part.test.x.mean().abs() > 1e-5
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_raw_images_lie_between_black_and_white_and_come_back(split):
+    part = split()
+    raw = part.raw(part.test.x)
+    assert raw.min() > -1e-6
+    assert raw.max() < 1 + 1e-6
+    assert raw.max() > 0.9
+    assert torch.allclose(part.standardized(raw), part.test.x, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [data.digits, data.mnist])
+def test_the_same_split_every_time(split):
+    again = split.__wrapped__()
+    for part, other in zip(parts(split()), parts(again), strict=True):
+        assert torch.equal(part.x, other.x)
+        assert torch.equal(part.y, other.y)
+
+
+def test_pooling_takes_means_of_blocks():
+    fine, coarse = data.mnist(28), data.mnist(14)
+    blocks = fine.raw(fine.test.x).unflatten(1, (14, 2)).unflatten(3, (14, 2))
+    assert torch.allclose(blocks.mean((2, 4)), coarse.raw(coarse.test.x), atol=1e-5)
+
+
+def test_a_size_that_does_not_divide_28_says_so():
+    with pytest.raises(ValueError, match="must divide 28, got 10; try 14 or 28"):
+        data.mnist(10)
+
+
+def test_images_are_of_the_classes_they_are_said_to_be():
+    """The nearest mean image of the training part names most test images."""
+    mnist = data.mnist()
+    means = torch.stack([mnist.train.x[mnist.train.y == c].mean(0) for c in range(10)])
+    nearest = torch.cdist(mnist.test.x.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == mnist.test.y).float().mean() > 0.7

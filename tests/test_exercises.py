@@ -1,0 +1,98 @@
+"""Every solution passes; every starter and every known mistake fails, each its own way.
+
+The starters and solutions that the notebooks show are cells of theirs, `exercise-…` and
+`solution-…`, so their stored outputs are checked here and compared by nbval.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from normbook.exercises import EXERCISES, check
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+MISTAKES = [
+    (name, message) for name, exercise in EXERCISES.items() for message in exercise[1]
+]
+
+
+def as_attempt(name, function):
+    return function if EXERCISES[name].cases[0].args else function()
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_solution_passes(name, capsys):
+    check(name, as_attempt(name, EXERCISES[name].solution))
+    assert capsys.readouterr().out == f"{name} ✓ right\n"
+
+
+@pytest.mark.parametrize(("name", "message"), MISTAKES)
+def test_a_known_mistake_is_named(name, message, capsys):
+    check(name, as_attempt(name, EXERCISES[name].mistakes[message]))
+    assert capsys.readouterr().out == f"{name} ✗ {message}\n"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_starter_fails(name, capsys):
+    starter = (lambda *args: None) if EXERCISES[name].cases[0].args else ...
+    check(name, starter)
+    assert capsys.readouterr().out.startswith(f"{name} ✗ nothing here yet")
+
+
+def test_an_attempt_cannot_change_the_inputs(capsys):
+    def spoil(x, axes, eps):
+        x *= 0
+        return x
+
+    check("standardize", spoil)
+    check("standardize", EXERCISES["standardize"].solution)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("standardize ✗")
+    assert second == "standardize ✓ right"
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "says"),
+    [
+        ("standardize", lambda x, axes, eps: x - x.mean(axes), "keepdims=True"),
+        ("standardize", lambda x, axes, eps: x[0], "its shape is (4,)"),
+        ("standardize", lambda x, axes, eps: x * np.nan, "it gives nan at (0, 0)"),
+        ("standardize", lambda x, axes, eps: x + 100, "it gives 10"),
+        ("standardize", 3.0, "it asks for a function"),
+        ("merge", lambda a, b: a.count, "its shape is (); it should be (), (1,), (1,)"),
+        ("by-hand", lambda: 3.0, "it asks for a value"),
+        ("by-hand", [-1, ..., ..., ...], "nothing here yet"),
+        ("by-hand", [-1.0, -0.33, -0.33, 1.66], "✓ right"),
+    ],
+)
+def test_what_an_unforeseen_answer_is_told(name, attempt, says, capsys):
+    check(name, attempt)
+    told = capsys.readouterr().out
+    assert says in told
+    assert ("✗" in told) == (says != "✓ right")
+
+
+def test_an_unknown_exercise_is_refused():
+    with pytest.raises(KeyError, match="nosuch"):
+        check("nosuch", 1.0)
+
+
+def exercise_cells():
+    return {
+        cell["id"]: "".join(
+            "".join(output.get("text", "")) for output in cell["outputs"]
+        )
+        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+        and cell["id"].startswith(("exercise-", "solution-"))
+    }
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_notebook_shows_a_starter_that_fails_and_a_solution_that_passes(name):
+    cells = exercise_cells()
+    assert cells[f"exercise-{name}"].startswith(f"{name} ✗ nothing here yet")
+    assert cells[f"solution-{name}"].startswith(f"{name} ✓ right")

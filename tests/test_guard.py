@@ -1,0 +1,269 @@
+"""Proof that the guard over the notebooks holds: each planted fault is caught.
+
+A small notebook is run and stored as `make run` does it, then changed. nbval sees the
+changed copies under the options of pyproject.toml, which are those of `make test`. Its
+verdicts are by cell, so a copy carries one change in each cell. The rules of
+test_notebooks.py see their changes one by one.
+"""
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+import test_notebooks as state
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+ROOT = Path(__file__).parents[1]
+
+INSTALL = """\
+try:
+    import normbook  # noqa: F401
+except ModuleNotFoundError:
+    %pip install --quiet normbook"""
+FIGURE = """\
+import matplotlib.pyplot as plt
+from normbook import plots
+
+plots.use_style()
+figure, ax = plt.subplots()
+ax.plot([0, 1, 2], [0, 1, 4], "o-")
+ax.set_xlabel("steps")
+plots.show(figure)"""
+FIRST, PRINT, REPR, CLAIM, RAISES, DRAW = range(6)
+
+Change = Callable[[NotebookNode, int], None]
+
+
+@pytest.fixture(scope="module")
+def notebook() -> NotebookNode:
+    """Return a small notebook, run from top to bottom."""
+    alt = {"mystnb": {"image": {"alt": "A curve through three marks."}}}
+    cells = [
+        new_code_cell(INSTALL, metadata={"tags": ["remove-cell"]}),
+        new_code_cell('print("mean 0.2500")\nprint("device: cpu")'),
+        new_code_cell("import numpy as np\n\nnp.array([1.0, -0.5])"),
+        new_code_cell('from normbook.claims import claim\n\nclaim("2 > 1", 2 > 1)'),
+        new_code_cell(
+            '%xmode Minimal\nraise ValueError("0 channels")',
+            metadata={"tags": ["raises-exception"]},
+        ),
+        new_code_cell(FIGURE, metadata=alt),
+    ]
+    small = new_notebook(cells=cells)
+    small.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    NotebookClient(small, timeout=120, record_timing=False).execute()
+    return small
+
+
+def output(small: NotebookNode, cell: int) -> NotebookNode:
+    return small.cells[cell].outputs[-1]
+
+
+def swapped(old: str, new: str) -> Change:
+    """Return a change of text in the last output of a cell; the text must be there."""
+
+    def change(small: NotebookNode, cell: int) -> None:
+        one = output(small, cell)
+        if one.output_type == "stream":
+            holder, key = one, "text"
+        elif one.output_type == "error":
+            holder, key = one, "evalue"
+        else:
+            holder, key = one.data, next(iter(one.data))
+        assert old in holder[key]
+        holder[key] = holder[key].replace(old, new)
+
+    return change
+
+
+def moved_marks(small: NotebookNode, cell: int) -> None:
+    svg = output(small, cell).data["image/svg+xml"]
+    moved = re.sub(
+        r'(?<=\s[dxy]=")[^"]+',
+        lambda place: re.sub(r"\d\b", lambda last: str(9 - int(last[0])), place[0]),
+        svg,
+    )
+    assert moved != svg
+    output(small, cell).data["image/svg+xml"] = moved
+
+
+def fewer_outputs(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].outputs = []
+
+
+def extra_output(small: NotebookNode, cell: int) -> None:
+    extra = new_output("display_data", {"text/plain": "one more"})
+    small.cells[cell].outputs.append(extra)
+
+
+def no_longer_raises(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].source = "%xmode Minimal"
+
+
+def raises_unannounced(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].metadata.tags = []
+
+
+def fewer_marks(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].source = small.cells[cell].source.replace("o-", "-")
+
+
+# What is changed, in which cell, and what nbval must say of that cell.
+CHANGES: dict[str, tuple[int, str, Change]] = {
+    "a number printed": (PRINT, "FAILED", swapped("0.2500", "0.2501")),
+    "a missing output": (PRINT, "FAILED", fewer_outputs),
+    "the device's name": (PRINT, "PASSED", swapped("device: cpu", "device: X1")),
+    "a number in a repr": (REPR, "FAILED", swapped("-0.5", "-0.6")),
+    "a tensor on a GPU": (REPR, "PASSED", swapped("])", "], device='cuda:0')")),
+    "a claim": (CLAIM, "FAILED", swapped("2 > 1", "2 > 0")),
+    "an extra output": (CLAIM, "FAILED", extra_output),
+    "the message of an error": (RAISES, "FAILED", swapped("0 ch", "1 ch")),
+    "a cell that no longer raises": (RAISES, "FAILED", no_longer_raises),
+    "a cell that raises unannounced": (RAISES, "FAILED", raises_unannounced),
+    "a label in a figure": (DRAW, "FAILED", swapped("-- steps --", "-- step --")),
+    "a tick in a figure": (DRAW, "FAILED", swapped("-- 2.0 --", "-- 3.0 --")),
+    "a colour in a figure": (DRAW, "FAILED", swapped("#0072b2", "#d55e00")),
+    "the number of marks": (DRAW, "FAILED", fewer_marks),
+    "the place of marks": (DRAW, "PASSED", moved_marks),
+}
+
+
+def copy_of(name: str) -> int:
+    """Return the number of the copy with this change: one change a cell in each."""
+    cell = CHANGES[name][0]
+    return [other for other, (at, *_) in CHANGES.items() if at == cell].index(name) + 1
+
+
+@pytest.fixture(scope="module")
+def verdicts(
+    notebook: NotebookNode, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, int], str]:
+    """Return what nbval says of every (copy, cell); copy 0 has no change."""
+    folder = tmp_path_factory.mktemp("changed")
+    for number in range(max(map(copy_of, CHANGES)) + 1):
+        changed = copy.deepcopy(notebook)
+        for name, (cell, _, change) in CHANGES.items():
+            if copy_of(name) == number:
+                change(changed, cell)
+        nbformat.write(changed, folder / f"{number}.ipynb")
+    options = ["-rA", "--tb=no", "--color=no", "-o", f"cache_dir={folder}"]
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", folder]
+    run = subprocess.run(
+        command + options, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    lines = re.findall(
+        r"^(PASSED|FAILED) .*?(\d+)\.ipynb::Cell (\d+)", run.stdout, re.MULTILINE
+    )
+    assert lines, run.stdout + run.stderr
+    return {(int(number), int(cell)): verdict for verdict, number, cell in lines}
+
+
+def test_nbval_passes_what_was_stored(
+    notebook: NotebookNode, verdicts: dict[tuple[int, int], str]
+) -> None:
+    cells = range(len(notebook.cells))
+    assert [verdicts[0, cell] for cell in cells] == ["PASSED" for _ in cells]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_nbval_on_a_change_of(name: str, verdicts: dict[tuple[int, int], str]) -> None:
+    cell, wanted, _ = CHANGES[name]
+    assert verdicts[copy_of(name), cell] == wanted
+
+
+def clear(small: NotebookNode, cell: int) -> None:
+    for one in small.cells:
+        one.outputs, one.execution_count = [], None
+
+
+def swap_counts(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].execution_count, small.cells[0].execution_count = 1, cell + 1
+
+
+def remove(small: NotebookNode, cell: int) -> None:
+    del small.cells[cell]
+
+
+def tag(name: str) -> Change:
+    return lambda small, cell: small.cells[cell].metadata.update(tags=[name])
+
+
+def forget(key: str) -> Change:
+    return lambda small, cell: small.cells[cell].metadata.pop(key)
+
+
+def timed(small: NotebookNode, cell: int) -> None:
+    small.cells[cell].metadata.execution = {"iopub.status.busy": "now"}
+
+
+def source(text: str) -> Change:
+    return lambda small, cell: small.cells[cell].update(source=text)
+
+
+def prints(text: str) -> Change:
+    return lambda small, cell: output(small, cell).update(text=text)
+
+
+def becomes(key: str, value: str) -> Change:
+    return lambda small, cell: output(small, cell).update({key: value})
+
+
+CAUGHT: list[tuple[state.Rule, int, Change]] = [
+    (state.is_valid, PRINT, becomes("output_type", "unknown")),
+    (state.was_run_from_top_to_bottom, PRINT, clear),
+    (state.was_run_from_top_to_bottom, PRINT, swap_counts),
+    (state.has_outputs, PRINT, clear),
+    (state.stores_no_times_of_the_run, PRINT, timed),
+    (state.raises_only_where_tagged, RAISES, forget("tags")),
+    (state.writes_nothing_to_stderr, PRINT, becomes("name", "stderr")),
+    (state.describes_every_picture, DRAW, forget("mystnb")),
+    (state.has_cells_that_fit_a_screen, PRINT, source("1\n" * 21)),
+    (state.has_cells_that_fit_a_screen, PRINT, source("1" * 89)),
+    (state.ends_no_cell_with_a_semicolon, PRINT, source("1;\n")),
+    (state.is_under_2_mb, PRINT, prints("0" * 2_000_000)),
+    (state.prints_at_most_4_decimals, PRINT, prints("mean 0.25001")),
+    (state.prints_no_negative_zero, PRINT, prints("mean -0.0000")),
+    (state.prints_no_negative_zero, PRINT, prints("tensor([1., -0.])")),
+    (state.names_no_path_of_a_machine, PRINT, prints("File /usr/lib/os.py:1")),
+    (state.names_no_path_of_a_machine, PRINT, prints("File ~/book/core.py")),
+    (state.installs_the_package_first, FIRST, remove),
+    (state.installs_the_package_first, FIRST, forget("tags")),
+    (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-skip")),
+    (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-ignore-output")),
+    (state.gives_a_reason_for_what_is_not_compared, PRINT, source("# NBVAL_SKIP")),
+]
+
+
+@pytest.mark.parametrize(("holds", "cell", "change"), CAUGHT)
+def test_a_rule_catches(
+    holds: state.Rule,
+    cell: int,
+    change: Change,
+    notebook: NotebookNode,
+) -> None:
+    changed = copy.deepcopy(notebook)
+    assert holds(changed) == []
+    change(changed, cell)
+    assert holds(changed) != []
+
+
+def test_every_rule_has_a_planted_fault() -> None:
+    assert {holds for holds, *_ in CAUGHT} == set(state.RULES)
+
+
+def test_a_claim_made_twice_is_caught(notebook: NotebookNode) -> None:
+    assert state.claimed_twice([notebook]) == []
+    assert state.claimed_twice([notebook, notebook]) == ["✓ 2 > 1"]
+
+
+def test_an_honest_text_passes(notebook: NotebookNode) -> None:
+    honest = copy.deepcopy(notebook)
+    output(honest, PRINT).text = "-0.5 N/A and/or 1.2346e-07 x/y/z 1/3 -0.0001 C·H/G\n"
+    assert [fault for holds in state.RULES for fault in holds(honest)] == []

@@ -1,0 +1,232 @@
+"""The state of every stored notebook: what nbval does not look at.
+
+nbval runs each cell and compares what it prints. It passes a notebook whose outputs
+were cleared, and it never sees alt text, sizes or the order of the runs. Each rule here
+takes a notebook and returns what is wrong with it, one line a fault; test_guard.py
+shows each of them catching a planted fault.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+Rule = Callable[[NotebookNode], list[str]]
+RULES: list[Rule] = []
+
+
+def rule(function: Rule) -> Rule:
+    """Add the function to the rules that every notebook is held to."""
+    RULES.append(function)
+    return function
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode, NotebookNode]]:
+    """Yield every output with its cell and the cell's number among the code cells."""
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        for output in cell.outputs:
+            yield number, cell, output
+
+
+def printed(output: NotebookNode) -> str:
+    """Return what an output shows as text: stdout, a repr, an error."""
+    if output.output_type == "stream":
+        return output.text
+    if output.output_type == "error":
+        return "\n".join([output.ename, output.evalue, *output.traceback])
+    return output.data.get("text/plain", "")
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+@rule
+def is_valid(notebook: NotebookNode) -> list[str]:
+    try:
+        nbformat.validate(notebook)
+    except nbformat.ValidationError as error:
+        return [str(error).splitlines()[0]]
+    return []
+
+
+@rule
+def was_run_from_top_to_bottom(notebook: NotebookNode) -> list[str]:
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if not counts:
+        return ["there is no code cell"]
+    if counts != list(range(1, len(counts) + 1)):
+        return [f"execution counts are {counts}, not 1 to {len(counts)}: make run"]
+    return []
+
+
+@rule
+def has_outputs(notebook: NotebookNode) -> list[str]:
+    return [] if any(outputs(notebook)) else ["no output is stored: make run"]
+
+
+@rule
+def stores_no_times_of_the_run(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number} stores when it ran: make run"
+        for number, cell in enumerate(code_cells(notebook), start=1)
+        if "execution" in cell.metadata
+    ]
+
+
+@rule
+def raises_only_where_tagged(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number} stores {output.ename} and is not tagged raises-exception"
+        for number, cell, output in outputs(notebook)
+        if output.output_type == "error" and "raises-exception" not in tags(cell)
+    ]
+
+
+@rule
+def writes_nothing_to_stderr(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number} stores stderr: {output.text.strip()[:60]!r}"
+        for number, _, output in outputs(notebook)
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+
+
+@rule
+def describes_every_picture(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number} shows a picture without mystnb.image.alt in its metadata"
+        for number, cell, output in outputs(notebook)
+        if any(kind.startswith("image/") for kind in output.get("data", {}))
+        and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
+    ]
+
+
+@rule
+def has_cells_that_fit_a_screen(notebook: NotebookNode) -> list[str]:
+    faults = []
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        lines = cell.source.splitlines()
+        if len(lines) > 20:
+            faults.append(f"cell {number} has {len(lines)} lines, more than 20")
+        if max(map(len, lines), default=0) > 88:
+            faults.append(f"cell {number} has a line of more than 88 columns")
+    return faults
+
+
+@rule
+def ends_no_cell_with_a_semicolon(notebook: NotebookNode) -> list[str]:
+    # nbval runs cells outside IPython's history, where a last ";" hides no result.
+    return [
+        f'cell {number} ends with ";": give its last value a name'
+        for number, cell in enumerate(code_cells(notebook), start=1)
+        if cell.source.rstrip().endswith(";")
+    ]
+
+
+@rule
+def is_under_2_mb(notebook: NotebookNode) -> list[str]:
+    size = len(nbformat.writes(notebook).encode())
+    return [f"{size / 1e6:.1f} MB, more than 2"] if size > 2e6 else []
+
+
+@rule
+def prints_at_most_4_decimals(notebook: NotebookNode) -> list[str]:
+    return [
+        f"cell {number} prints {number_printed}: more than 4 decimals"
+        for number, _, output in outputs(notebook)
+        for number_printed in re.findall(r"\d*\.\d{5,}", printed(output))
+    ]
+
+
+@rule
+def prints_no_negative_zero(notebook: NotebookNode) -> list[str]:
+    # Its sign is the sign of a rounding error, and that differs between machines.
+    zero = re.compile(r"(?<![\w.])[-−]0(?:\.0*)?(?![\w.])")
+    return [
+        f"cell {number} prints {zero.search(printed(output))[0]}"
+        for number, _, output in outputs(notebook)
+        if zero.search(printed(output))
+    ]
+
+
+@rule
+def names_no_path_of_a_machine(notebook: NotebookNode) -> list[str]:
+    absolute = re.compile(r"(?<![\w.:/<~])(?:/[\w.+-]+){2,}|\b[A-Z]:\\\w+|~/\w+")
+    return [
+        f"cell {number} prints {absolute.search(printed(output))[0]}"
+        " (%xmode Minimal keeps a traceback short)"
+        for number, _, output in outputs(notebook)
+        if absolute.search(printed(output))
+    ]
+
+
+@rule
+def installs_the_package_first(notebook: NotebookNode) -> list[str]:
+    # Colab and Binder open a notebook without the package around it.
+    first = (code_cells(notebook) or [NotebookNode(source="", metadata={})])[0]
+    wanted = ["import normbook", "except ModuleNotFoundError", "%pip install"]
+    faults = [
+        f"the first code cell lacks {part!r}"
+        for part in wanted
+        if part not in first.source
+    ]
+    if "remove-cell" not in tags(first):
+        faults.append("the first code cell is not tagged remove-cell")
+    return faults
+
+
+@rule
+def gives_a_reason_for_what_is_not_compared(notebook: NotebookNode) -> list[str]:
+    faults = []
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        if re.search(r"#\s*(NBVAL_|PYTEST_VALIDATE_)", cell.source):
+            faults.append(f"cell {number} has a comment for nbval: use a tag")
+        spared = {"nbval-ignore-output", "nbval-skip"} & set(tags(cell))
+        if spared and not cell.metadata.get("reason", "").strip():
+            faults.append(f"cell {number} is {spared.pop()} without a reason")
+    return faults
+
+
+def claims(notebook: NotebookNode) -> list[str]:
+    """Return every line that `claim` printed."""
+    return [
+        line
+        for _, _, output in outputs(notebook)
+        for line in printed(output).splitlines()
+        if line.startswith("✓ ")
+    ]
+
+
+def claimed_twice(notebooks: list[NotebookNode]) -> list[str]:
+    counts = Counter(line for notebook in notebooks for line in claims(notebook))
+    return [line for line, count in counts.items() if count > 1]
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[Path, NotebookNode]:
+    return {path: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+
+
+def test_there_are_notebooks() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("holds", RULES, ids=lambda holds: holds.__name__)
+def test_notebook(holds: Rule, path: Path, stored: dict[Path, NotebookNode]) -> None:
+    assert holds(stored[path]) == []
+
+
+def test_every_claim_is_made_once(stored: dict[Path, NotebookNode]) -> None:
+    assert claimed_twice(list(stored.values())) == []

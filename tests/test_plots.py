@@ -1,0 +1,104 @@
+"""The figures of chapter 1: what they draw is what the package computes."""
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from normbook import core, functional, plots
+from normbook.plots import one_idea
+
+
+@pytest.fixture
+def ax():
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots()
+        yield axes
+        plt.close(figure)
+
+
+def data(line):
+    return np.stack(line.get_data(), axis=1)
+
+
+SPECTRA = {"one": np.zeros(3), "two": np.ones(3)}
+CURVES = {name: np.array([0.1, 0.6, 0.9]) for name in "abc"}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ax: one_idea.plane_and_circle(ax, (1, 2, 6)),
+        one_idea.circle_of_triples,
+        one_idea.s_curve,
+        lambda ax: one_idea.tangent(ax, (1, 2, 6), (-1, 1, 1)),
+        lambda ax: plots.matrix(ax, np.eye(2), "I"),
+        lambda ax: one_idea.eigenvalues(ax, SPECTRA),
+        lambda ax: one_idea.output_deviation(ax, np.array([0.1, 1, 10]), CURVES),
+        lambda ax: one_idea.variance_errors(ax, np.array([1, 10, 100]), CURVES),
+        lambda ax: one_idea.squares(ax, [1, 2], [1.5, 1.5], "about 1.5"),
+        lambda ax: plots.sets(ax, "GN"),
+    ],
+)
+def test_a_figure_returns_its_axes_and_draws_the_same_file_twice(ax, draw):
+    again = plt.figure().add_subplot()
+    assert draw(ax) is ax
+    assert ax.lines or ax.texts or ax.patches
+    assert plots.svg(ax.figure) == plots.svg(draw(again).figure)
+    plt.close(again.figure)
+
+
+def test_the_dots_of_the_s_curve_stand_at_standardized_values(ax):
+    one_idea.s_curve(ax)
+    for t, height in data(ax.lines[1]):
+        triple = core.standardize(np.array([1.0, 2.0, t]), (0,), 0.0)[0]
+        assert height == pytest.approx(triple[2])
+
+
+def test_dots_of_circle_and_s_curve_have_the_same_heights(ax):
+    one_idea.circle_of_triples(ax)
+    dots = [data(line)[0, 1] for line in ax.lines if line.get_marker() == "o"]
+    curve = one_idea.s_curve(ax.figure.add_subplot())
+    assert dots == pytest.approx(data(curve.lines[1])[:, 1].tolist())
+
+
+def test_the_tangent_is_orthogonal_to_the_radius(ax):
+    one_idea.tangent(ax, (1, 2, 6), (-1, 1, 1))
+    radius, removed = data(ax.lines[1]), data(ax.lines[2])
+    kept = removed[1] - radius[1]
+    assert np.linalg.norm(kept) > 1
+    assert kept @ (radius[1] - radius[0]) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_squares_have_the_area_in_the_title(ax):
+    one_idea.squares(ax, [1, 2, 6], [3, 3, 3], "together")
+    area = sum(p.get_width() * p.get_height() for p in ax.patches)
+    assert ax.get_title(loc="left") == f"together: {area:g}" == "together: 14"
+
+
+@pytest.mark.parametrize(
+    ("method", "cells"), [("BN", 16), ("LN", 24), ("IN", 4), ("GN", 12), ("RMSNorm", 6)]
+)
+def test_a_set_has_as_many_cells_as_the_function_reduces(method, cells):
+    shape = (4, 6, 4)
+    members = plots.shares_statistics(plots.SETS[method](shape, 2), shape, (0, 0, 0))
+    assert members.sum() == cells == plots.SETS[method](shape, 2).size
+
+
+def test_an_unknown_method_is_refused(ax):
+    with pytest.raises(ValueError, match="BN, LN, IN, GN, RMSNorm; got 'none'"):
+        plots.sets(ax, "none")
+
+
+def test_source_shows_the_code_as_it_stands(capsys):
+    pytest.importorskip("IPython")
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", lambda given: shown.append(given.data))
+        plots.source(core.center, functional.rms_norm)
+    assert shown[0].startswith("```python\ndef center(")
+    assert "def rms_norm(" in shown[0]
+    assert shown[0].endswith("```")
