@@ -306,7 +306,7 @@ def test_affine_and_its_vjp(library, rng, x, gamma, beta):
 
 
 def test_sum_to_keeps_axes_of_length_1(library, rng):
-    x = rng.normal(size=(3, 1, 5))
+    x = rng.normal(size=(2, 1, 5))
     assert library.close(
         core.sum_to(library.array(x), (1, 1, 5)), x.sum(0, keepdims=True)
     )

@@ -460,3 +460,15 @@ def test_layer_norm_of_one_value_is_beta(library):
 def test_sets_count_their_values(sets, size, number):
     """The axes table of the book: m values a set, so many means."""
     assert (sets.size, sets.number) == (size, number)
+
+
+def test_evaluation_takes_a_mask_that_empties_a_channel(library, rng):
+    """No statistics are taken, so none can be missing."""
+    x = rng.normal(size=(2, 3, 4))
+    where = np.zeros((2, 3, 4), bool)
+    where[0, :2] = True
+    mean, var = rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    here = [library.array(a) for a in (x, mean, var)]
+    y = F.batch_norm_eval(*here, where=library.array(where))
+    want = np.where(where, F.batch_norm_eval(x, mean, var), 0)
+    assert library.close(y, want)

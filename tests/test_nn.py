@@ -424,14 +424,16 @@ def test_first_and_second_derivatives(layer, args, kwargs, shape, mode):
     assert gradgradcheck(run, (x, *parameters))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("pair", FIVE[:3] + FIVE[4:], ids=lambda p: p.native.__name__)
-def test_masked_positions_have_no_influence(pair):
+def test_masked_positions_have_no_influence(pair, training):
     """Not on outputs, gradients or running statistics, whatever stands there."""
     where = torch.ones(3, 1, 2, 5, dtype=torch.bool)
     where[1, :, :, 3:] = False
     results = []
     for junk in (0.0, float("nan"), float("inf")):
         layer, _ = pair.build(**F64)
+        layer.train(training)
         x = torch.where(where, pair.input(**F64), junk).requires_grad_()
         y = layer(x, where)
         y.backward(torch.where(where, pair.input(1, **F64), junk))

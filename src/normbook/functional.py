@@ -33,7 +33,7 @@ class Sets(NamedTuple):
     view: the shape in which a set is a product of whole axes (group norm splits C).
     axes: S, the axes of the view that one set spans.
     param: the axes of x that γ and β index; they have its shape along these.
-    least: the fewest values a set may have.
+    least: the fewest values a set may have; 0 where no statistics are taken.
     """
 
     view: tuple[int, ...]
@@ -140,17 +140,19 @@ def batch_norm_eval(
     beta: Array | None = None,
     *,
     eps: float = 1e-5,
+    where: Array | None = None,
 ) -> Any:
     """Evaluation mode: an affine map with statistics from elsewhere, each (C,).
 
     y = γ·(x − mean)/√(var + ε) + β. No sample influences another.
     """
     _need_rank("batch norm", x.shape, 2)
-    no_sets = Sets(tuple(x.shape), (), CHANNEL)
-    wide, _, gamma, beta = _prepare(x, no_sets, gamma, beta)
+    no_sets = Sets(tuple(x.shape), (), CHANNEL, least=0)
+    wide, where, gamma, beta = _prepare(x, no_sets, gamma, beta, where)
     mean = _parameter("mean", _wide(mean), x, CHANNEL)
     var = _parameter("var", _wide(var), x, CHANNEL)
-    return _as(core.affine((wide - mean) * (var + eps) ** -0.5, gamma, beta), x)
+    x_hat = (core.only(wide, where) - mean) * (var + eps) ** -0.5
+    return _as(core.only(core.affine(x_hat, gamma, beta), where), x)
 
 
 def layer_norm(
@@ -165,7 +167,8 @@ def layer_norm(
     """Standardize over the given axes: (-1,) is a token's, (1, 2, 3) an image's.
 
     γ and β have the shape of x along `axes`, or 1 along some of them: (C, 1, 1) is
-    Wu & He's layer norm of an image. A set of one value gives β, as in torch.
+    Wu & He's layer norm of an image. A set of one value gives β, as in torch. A token
+    is a set of its own, so padded tokens need no mask.
     Ba, Kiros & Hinton (2016), equation 3.
     """
     return normalize(x, layer_sets(x.shape, axes), gamma, beta, eps=eps, where=where)
@@ -405,7 +408,8 @@ def _mask(where: Any, x: Any, sets: Sets) -> Any:
             f"where must broadcast to x's shape; got {tuple(where.shape)} for x of "
             f"shape {tuple(x.shape)}. Give it as many axes as x, of length 1 or x's."
         )
-    _need_values(sets, full.reshape(sets.view).sum(sets.axes))
+    if sets.least:
+        _need_values(sets, full.reshape(sets.view).sum(sets.axes))
     return full
 
 

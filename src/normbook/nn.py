@@ -2,8 +2,9 @@
 
 Each class inherits its constructor, parameters, buffers, state dict and printed form
 from torch.nn's own and replaces `forward`; so a state dict loads both ways, and a model
-can swap one for the other. One class serves any number of dimensions, and every
-`forward` takes the mask `where` of `normbook.functional`.
+can swap one for the other. One class serves any number of dimensions, so x always has
+its batch axis. Every `forward` but RMSNorm's takes the mask `where` of
+`normbook.functional`.
 
 Two errors are stricter than torch's: one value a group raises for every batch size (in
 torch only for N = 1), and a wrong channel count raises with or without parameters.
@@ -114,14 +115,7 @@ class BatchNorm(_BatchNorm):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         self._check_input_dim(x)
         if not self.training and self.running_mean is not None:
-            return functional.batch_norm_eval(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                eps=self.eps,
-            )
+            return _remembered(self, x, where)
         sets = functional.batch_sets(x.shape)
         y = normalize(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
@@ -141,14 +135,7 @@ class InstanceNorm(_InstanceNorm):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         self._check_input_dim(x)
         if not self.training and self.track_running_stats:
-            return functional.batch_norm_eval(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                eps=self.eps,
-            )
+            return _remembered(self, x, where)
         sets = functional.instance_sets(x.shape)
         y = normalize(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.track_running_stats:
@@ -180,6 +167,21 @@ class GroupNorm(nn.GroupNorm):
         _need_channels(self, x, 2)
         sets = functional.group_sets(x.shape, self.num_groups)
         return normalize(x, sets, self.weight, self.bias, self.eps, where)
+
+
+def _remembered(
+    layer: _BatchNorm | _InstanceNorm, x: Tensor, where: Tensor | None
+) -> Tensor:
+    """Evaluation mode: the affine map of the running statistics."""
+    return functional.batch_norm_eval(
+        x,
+        layer.running_mean,
+        layer.running_var,
+        layer.weight,
+        layer.bias,
+        eps=layer.eps,
+        where=where,
+    )
 
 
 @torch.no_grad()

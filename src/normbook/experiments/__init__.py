@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-RECORDS = Path(__file__).parents[3] / "records"
+# At the root of the checkout; where pip has installed the package, inside it.
+_CHECKOUT, _PACKAGE = (Path(__file__).parents[up] / "records" for up in (3, 1))
+RECORDS = _PACKAGE if _PACKAGE.is_dir() else _CHECKOUT
 
 
 def write_record(
