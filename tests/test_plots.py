@@ -1,4 +1,4 @@
-"""The figures of chapter 1: what they draw is what the package computes."""
+"""Figures: what they draw is what the package computes."""
 
 import matplotlib as mpl
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normbook import core, functional, plots
-from normbook.plots import one_idea
+from normbook.plots import batch_norm, one_idea
 
 
 @pytest.fixture
@@ -102,3 +102,58 @@ def test_source_shows_the_code_as_it_stands(capsys):
     assert shown[0].startswith("```python\ndef center(")
     assert "def rms_norm(" in shown[0]
     assert shown[0].endswith("```")
+
+
+def test_a_band_spans_the_seeds_around_their_mean(ax):
+    runs = np.array([[1.0, 2, 6], [0, 0, 3]])  # points × seeds
+    batch_norm.band(ax, [10, 20], runs, "noisy BN")
+    (line,) = ax.lines
+    assert line.get_ydata().tolist() == [3, 1]
+    assert line.get_color() == plots.COLORS["BN"]
+    assert line.get_linestyle() == "--"
+    (area,) = ax.collections
+    corners = area.get_paths()[0].vertices
+    assert corners.min(0).tolist() == [10, 0]
+    assert corners.max(0).tolist() == [20, 6]
+
+
+def test_a_label_stands_beside_its_point_in_the_colour_of_the_line(ax):
+    batch_norm.band(ax, [1, 2, 3], np.arange(6).reshape(3, 2), "LN")
+    batch_norm.label(ax, "here", lift=4, at=1)
+    (text,) = ax.texts
+    assert (text.xy, text.get_position()) == ((2, 2.5), (5, 4))
+    assert text.get_color() == plots.COLORS["LN"]
+
+
+def test_percentiles_shade_the_outer_two_around_the_middle(ax):
+    batch_norm.percentiles(ax, [0, 1], [[-1, 0, 2], [-3, 1, 5]], "red")
+    assert ax.lines[0].get_ydata().tolist() == [0, 1]
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (-3, 5)
+
+
+def test_one_dot_a_seed_and_a_bar_at_the_mean(ax):
+    batch_norm.points(ax, 2, [1.0, 2, 6], "GN")
+    dots, bar = ax.lines
+    assert dots.get_ydata().tolist() == [1, 2, 6]
+    assert abs(dots.get_xdata() - 2).max() < 0.5
+    assert bar.get_ydata().tolist() == [3, 3]
+
+
+def test_places_of_a_category_axis_have_their_names(ax):
+    batch_norm.categories(ax, {"a": 0, "b": 0})
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
+
+
+def test_an_error_map_writes_0_where_there_is_rounding_alone(ax):
+    errors = np.array([[1e-12, 0.25], [2.0, 0.0]])
+    batch_norm.error_map(ax, errors, "errors", top=2.0)
+    assert [text.get_text() for text in ax.texts] == ["0", "0.2", "2.0", "0"]
+    assert ax.texts[2].get_color() == "white"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("BN, residual", "BN"), ("BN 32", "BN"), ("other", "none")]
+)
+def test_a_variant_has_the_colour_of_its_method(kind, method):
+    assert batch_norm.color(kind) == plots.COLORS[method]
