@@ -568,3 +568,12 @@ def test_a_model_with_its_norms_swapped_trains_the_same():
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert losses[0][4] < losses[0][0]
     same(ours, native, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_the_default_eps_of_rms_norm_is_that_of_the_type_it_sums_in(dtype):
+    """Seen in small tokens alone, whose mean square is no larger than ε."""
+    x = torch.full((2, 8), 0.01, dtype=getattr(torch, dtype))
+    ours, native = nb.RMSNorm(8, dtype=x.dtype), torch.nn.RMSNorm(8, dtype=x.dtype)
+    assert error(ours(x), native(x)) < 1e-2
+    assert error(ours(x), torch.ones(2, 8)) < 1e-2

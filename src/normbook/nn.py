@@ -156,7 +156,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         functional.need_real(x)
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        summed_in = torch.promote_types(x.dtype, torch.float32)
+        eps = torch.finfo(summed_in).eps if self.eps is None else self.eps
         return normalize(x, _trailing(self, x), self.weight, None, eps, centered=False)
 
 
