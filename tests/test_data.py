@@ -89,3 +89,47 @@ def test_images_are_of_the_classes_they_are_said_to_be():
     means = torch.stack([mnist.train.x[mnist.train.y == c].mean(0) for c in range(10)])
     nearest = torch.cdist(mnist.test.x.flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == mnist.test.y).float().mean() > 0.7
+
+
+# --------------------------------------------------------------------- names
+
+
+def name_parts(names: data.Names) -> list[torch.Tensor]:
+    return [names.train, names.validation, names.test]
+
+
+@pytest.mark.parametrize(
+    ("surnames", "counts", "longest"),
+    [(0, (4131, 516, 516), 11), (20000, (19203, 2400, 2400), 13)],
+)
+def test_names_come_in_three_disjoint_parts(surnames, counts, longest):
+    parts = name_parts(data.names(surnames))
+    assert [tuple(part.shape) for part in parts] == [(n, longest) for n in counts]
+    assert all(part.dtype == torch.int64 for part in parts)
+    seen = [{data.spelled(row) for row in part} for part in parts]
+    assert sum(counts) == len(set.union(*seen))
+
+
+def test_names_are_letters_and_then_nothing():
+    for part in name_parts(data.names()):
+        live = part > 0
+        assert live[:, :2].all()
+        assert not (live[:, 1:] & ~live[:, :-1]).any()
+        assert part.min() == 0
+        assert part.max() < data.LETTERS
+
+
+def test_names_are_those_of_the_census():
+    def every(names: data.Names) -> set[str]:
+        return {data.spelled(row) for part in name_parts(names) for row in part}
+
+    first, both = every(data.names()), every(data.names(20000))
+    assert {"mary", "ada", "james", "christopher"} <= first < both
+    assert "smith" in both - first
+
+
+def test_names_are_not_sorted_and_the_same_every_time():
+    again = data.names.__wrapped__()
+    for part, other in zip(name_parts(data.names()), name_parts(again), strict=True):
+        assert torch.equal(part, other)
+        assert (part[:-1, 0] > part[1:, 0]).float().mean() > 0.3

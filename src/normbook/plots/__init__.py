@@ -117,8 +117,10 @@ def sets(
     shape: tuple[int, int, int] = (4, 6, 4),
     *,
     groups: int = 2,
+    axes: tuple[int, ...] | None = None,
     cell: tuple[int, int, int] = (0, 0, 0),
     labels: bool = True,
+    positions: str = "H, W",
 ) -> Axes:
     """Draw an N × C × (H·W) block and the set that one marked cell is standardized in.
 
@@ -130,14 +132,19 @@ def sets(
         method: a key of `COLORS` other than "none".
         shape: N, C and H·W.
         groups: number of groups of channels, for GN.
+        axes: the axes of the block that layer norm reduces over, if others than these.
         cell: the marked cell, on a visible face: N, C or H·W index 0.
-        labels: write N, C and H, W along the edges.
+        labels: write N, C and `positions` along the edges.
+        positions: what the third axis is called.
 
     Source: after figure 2 of Wu and He 2018, drawn anew.
     """
     if method not in SETS:
         raise ValueError(f"method must be one of {', '.join(SETS)}; got {method!r}")
-    member = shares_statistics(SETS[method](shape, groups), shape, cell)
+    reduced = (
+        functional.layer_sets(shape, axes) if axes else SETS[method](shape, groups)
+    )
+    member = shares_statistics(reduced, shape, cell)
     ink = np.array(to_rgb(COLORS[method]))
     for white, (cells, corners) in zip(_WHITE, faces(shape), strict=True):
         inside = member[tuple(cells.T)]
@@ -159,19 +166,19 @@ def sets(
     middle[cell.index(0)] = 0
     ax.plot(*(middle @ _STEP), "o", color="#262626", markersize=3.2, zorder=3)
     if labels:
-        _edge_labels(ax, shape)
+        _edge_labels(ax, shape, positions)
     ax.set_aspect("equal")
     ax.autoscale_view()
     ax.axis("off")
     return ax
 
 
-def _edge_labels(ax: Axes, shape: tuple[int, int, int]) -> None:
-    n, c, positions = (size * step for size, step in zip(shape, _STEP, strict=True))
+def _edge_labels(ax: Axes, shape: tuple[int, int, int], positions: str) -> None:
+    n, c, third = (size * step for size, step in zip(shape, _STEP, strict=True))
     for text, at in (
-        ("N", n / 2 + positions + (-0.55, -0.45)),
-        ("C", c / 2 + positions + (0.55, -0.5)),
-        ("H, W" * (shape[2] > 1), c + positions / 2 + (0.95, 0.0)),
+        ("N", n / 2 + third + (-0.55, -0.45)),
+        ("C", c / 2 + third + (0.55, -0.5)),
+        (positions * (shape[2] > 1), c + third / 2 + (0.95, 0.0)),
     ):
         ax.text(at[0], at[1], text, ha="center", va="center", fontsize=9)
 

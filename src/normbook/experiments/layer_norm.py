@@ -1,0 +1,304 @@
+"""What layer norm does to sequences and to small batches: the runs of chapter 3.
+
+Every function returns a plain record: lists with one number a seed, and the settings
+that they belong to. Nets read names letter by letter; their losses are in bits a
+letter. Rates are chosen on the validation names, results are of the test names. What
+statistics of a time step come to is in `time_steps`, the nets are in `sequences`.
+`python -m normbook.experiments.layer_norm` makes the long runs of all and keeps them in
+`records/layer_norm.json`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from normbook import data
+from normbook.experiments import run_and_record, stacked, time_steps
+from normbook.experiments.sequences import (
+    Recurrent,
+    Transformer,
+    bits,
+    evaluate,
+    every_copy,
+    fit,
+    random_names,
+    stream,
+    windows,
+)
+from normbook.experiments.stacked import SEEDS, Record, Seeds
+
+BATCH = 64
+RATES = (0.001, 0.003, 0.01)
+
+
+# ----------------------------------------------------------- recurrent networks
+
+
+def badly_scaled(
+    kind: str,
+    *,
+    scales: Sequence[float] = (0.25, 1.0, 4.0, 16.0),
+    rates: Sequence[float] = RATES,
+    seeds: Seeds = SEEDS,
+    steps: int = 300,
+) -> Record:
+    """Tanh RNNs on first names, all first weights multiplied by a scale.
+
+    64 units, batches of 64 names, Adam, gradients clipped to norm 1. `validation` is
+    scales × rates × seeds; `test` (scales × seeds) is at the rate, one of `chosen`,
+    that each scale's mean validation loss prefers.
+    """
+    settings = [(scale, rate) for scale in scales for rate in rates]
+    copies = [seed for _ in settings for seed in seeds]
+    net = Recurrent(
+        copies,
+        "RNN",
+        kind,
+        scales=[scale for scale, _ in settings for _ in seeds],
+    )
+    fit(
+        net,
+        random_names(data.names().train, copies, BATCH),
+        steps=steps,
+        rates=[rate for _, rate in settings for _ in seeds],
+        clip=1.0,
+    )
+    size = (len(scales), len(rates), len(seeds))
+    validation, test = (
+        torch.tensor(evaluate(net, every_copy(part, len(copies)))).view(size)
+        for part in (data.names().validation, data.names().test)
+    )
+    best = validation.mean(2).argmin(1)
+    return {
+        "kind": kind,
+        "steps": steps,
+        "scales": list(scales),
+        "rates": list(rates),
+        "validation": validation.tolist(),
+        "chosen": [rates[place] for place in best],
+        "test": test[torch.arange(len(scales)), best].tolist(),
+    }
+
+
+def learning_curves(
+    kind: str,
+    *,
+    rates: Sequence[float] = RATES,
+    seeds: Seeds = SEEDS,
+    steps: int = 300,
+    every: int = 25,
+) -> Record:
+    """LSTMs on first names: how the validation loss falls at each learning rate.
+
+    64 units, batches of 64 names, Adam, gradients clipped to norm 1. `validation` is
+    rates × points × seeds, a point at each of `steps`; `test` is rates × seeds at the
+    end, `best` the place of the rate with the lowest last mean validation loss, and
+    `chosen` its test losses.
+    """
+    copies = [seed for _ in rates for seed in seeds]
+    net = Recurrent(copies, "LSTM", kind)
+    watched = every_copy(data.names().validation, len(copies))
+    curve = fit(
+        net,
+        random_names(data.names().train, copies, BATCH),
+        steps=steps,
+        rates=[rate for rate in rates for _ in seeds],
+        clip=1.0,
+        watch=lambda step: evaluate(net, watched),
+        every=every,
+    )
+    validation = torch.tensor(curve).unflatten(1, (len(rates), -1)).transpose(0, 1)
+    test = torch.tensor(evaluate(net, every_copy(data.names().test, len(copies))))
+    test = test.view(len(rates), -1)
+    best = int(validation[:, -1].mean(1).argmin())
+    return {
+        "kind": kind,
+        "rates": list(rates),
+        "steps": list(range(0, steps + 1, every)),
+        "validation": validation.tolist(),
+        "test": test.tolist(),
+        "best": best,
+        "chosen": test[best].tolist(),
+    }
+
+
+# ----------------------------------------------------------------- transformers
+
+
+def gradient_norms(
+    place: str,
+    *,
+    kind: str = "LN",
+    depths: Sequence[int] = (6, 12, 24),
+    seeds: Seeds = SEEDS,
+) -> Record:
+    """Gradients of a transformer's hidden layers at its first weights.
+
+    The norm of ∂L/∂W for the second matrix of every block's hidden layer, on 24 pieces
+    of 48 letters, loss in nats. `last` is that of the last block, depths × seeds;
+    `blocks` has all of the deepest net, blocks × seeds.
+    """
+    text, last, blocks = stream(data.names(20000).train), [], []
+    for depth in depths:
+        net = Transformer(seeds, kind, place, depth=depth)
+        x, y, where = next(windows(text, seeds, 24, 48))
+        loss = math.log(2) * bits(net(x), y, where).sum()
+        weights = [
+            p for name, p in net.named_parameters() if name.endswith("back.weight")
+        ]
+        gradients = torch.autograd.grad(loss, weights)
+        blocks = [g.flatten(1).norm(dim=1).tolist() for g in gradients]
+        last.append(blocks[-1])
+    return {
+        "place": place,
+        "kind": kind,
+        "depths": list(depths),
+        "last": last,
+        "blocks": blocks,
+    }
+
+
+def transformer(
+    kind: str = "LN",
+    place: str = "pre",
+    *,
+    warm_up: int = 0,
+    rate: float = 0.002,
+    depth: int = 6,
+    seeds: Seeds = SEEDS,
+    steps: int = 200,
+    every: int = 20,
+) -> Record:
+    """A small transformer on a stream of 24,003 names: its validation curve and test.
+
+    Six blocks of width 64, batches of 24 pieces of 48 letters, Adam at a constant rate
+    after `warm_up` steps of linear rise. `validation` is points × seeds, a point at
+    each of `steps`. `unigram` is the test loss of one who knows only how frequent each
+    letter is.
+    """
+    names = data.names(20000)
+    text, copies = stream(names.train), len(seeds)
+    net = Transformer(seeds, kind, place, depth=depth)
+    held_out = [
+        next(windows(stream(part), [0] * copies, 64, 48))
+        for part in (names.validation, names.test)
+    ]
+    curve = fit(
+        net,
+        windows(text, seeds, 24, 48),
+        steps=steps,
+        rates=[rate] * copies,
+        warm_up=warm_up,
+        watch=lambda step: evaluate(net, held_out[0]),
+        every=every,
+    )
+    frequency = text.bincount(minlength=data.LETTERS) / len(text)
+    return {
+        "kind": kind,
+        "place": place,
+        "warm_up": warm_up,
+        "rate": rate,
+        "steps": list(range(0, steps + 1, every)),
+        "validation": curve,
+        "test": evaluate(net, held_out[1]),
+        "unigram": -frequency[held_out[1][1]].log2().mean().item(),
+    }
+
+
+# ---------------------------------------------------------------- small batches
+
+
+def small_batches(
+    kind: str,
+    batch: int,
+    *,
+    rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1),
+    samples: int = 4200,
+    seeds: Seeds = SEEDS,
+) -> Record:
+    """Fully connected nets on the digits, whose SGD batch itself is small.
+
+    Two layers of 64 ReLU units, plain SGD, constant rate, `samples` images seen at
+    every size. `test` errors in %, at the rate that the validation error prefers. BN
+    raises on a batch of 1: `raises` then holds its words, and `test` is None.
+    """
+    digits = data.digits()
+    copies = [seed for _ in rates for seed in seeds]
+    record: Record = {"kind": kind, "batch": batch, "rates": list(rates)}
+    net = stacked.dense(copies, kind, inputs=64, depth=2, width=64)
+    try:
+        stacked.train(
+            net,
+            stacked.shuffled(digits.train, copies, batch),
+            steps=samples // batch,
+            rates=[rate for rate in rates for _ in seeds],
+            momentum=0.0,
+        )
+    except ValueError as error:
+        return {**record, "test": None, "raises": str(error)}
+    validation, test = (
+        stacked.errors(net, part, len(copies)).view(-1, len(seeds))
+        for part in (digits.validation, digits.test)
+    )
+    best = int(validation.mean(1).argmin())
+    return {**record, "rate": rates[best], "test": test[best].tolist()}
+
+
+# -------------------------------------------------------------------- recording
+
+
+def long_runs() -> dict[str, Callable[[], Record]]:
+    """Every recorded run by name; called, it gives its record.
+
+    Five seeds, three for the transformers that are trained.
+    """
+    few, some = tuple(range(3)), tuple(range(5))
+
+    def by_kind(
+        run: Callable[..., Record], *kinds: str, **settings: Any
+    ) -> Callable[[], Record]:
+        return lambda: {kind: run(kind, **settings) for kind in kinds}
+
+    def warm_up() -> Record:
+        return {
+            "Post-LN": transformer("LN", "post", seeds=few),
+            "Post-LN, warm-up": transformer("LN", "post", warm_up=100, seeds=few),
+            "Pre-LN": transformer("LN", "pre", seeds=few),
+            "Post-LN, a quarter of the rate": transformer(
+                "LN", "post", rate=0.0005, seeds=few
+            ),
+        }
+
+    def digits() -> Record:
+        return {
+            f"{kind} {batch}": small_batches(kind, batch, seeds=some)
+            for kind in ("LN", "BN")
+            for batch in (1, 2, 4, 32)
+        }
+
+    return {
+        "names_alive": lambda: time_steps.names_alive(seeds=some),
+        "padding_moves": lambda: time_steps.padding_moves(seeds=some),
+        "gradient_norms": by_kind(gradient_norms, "post", "pre", seeds=some),
+        "badly_scaled": by_kind(badly_scaled, "none", "LN", seeds=some),
+        "learning_curves": by_kind(learning_curves, "none", "LN", seeds=some),
+        "small_batches": digits,
+        "longer_than_trained": by_kind(
+            time_steps.longer_than_trained, "none", "LN", "BN", "shared BN", seeds=some
+        ),
+        "time_statistics": by_kind(
+            time_steps.time_statistics, "none", "LN", "BN", "shared BN", seeds=some
+        ),
+        "warm_up": warm_up,
+        "norms_in_a_transformer": by_kind(
+            transformer, "none", "BN", "RMSNorm", "DyT", seeds=few
+        ),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command = "python -m normbook.experiments.layer_norm"
+    run_and_record("layer_norm", long_runs(), command)

@@ -1,0 +1,397 @@
+"""Recurrent nets and transformers that read names, many trained at once.
+
+As in `stacked`: S networks stand side by side in the channel axis, each with its own
+first weights, batches and learning rate, and copies never mix. Names are (N, S, T)
+integers; a net predicts every next letter, and the end of a name.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from normbook import nn as nb
+from normbook.data import LETTERS
+from normbook.experiments.stacked import Linear, Seeds, norm
+
+BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+# What a net reads (N, S, T), what it is to say, and where that counts.
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+# -------------------------------------------------------------------- norms
+
+
+class Rescale(nn.Module):
+    """RMSNorm of S networks side by side: (N, S·C) → (N, S·C)."""
+
+    def __init__(self, copies: int, channels: int):
+        super().__init__()
+        self.rms = nb.RMSNorm(channels, eps=1e-5, elementwise_affine=False)
+        self.weight = nn.Parameter(torch.ones(copies, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, self.weight.shape)
+        return (self.weight * self.rms(x)).flatten(1)
+
+
+class DynamicTanh(nn.Module):
+    """γ tanh(α x) + β, with one α a network: (N, S·C) → (N, S·C).
+
+    Source: Zhu et al. 2025.
+    """
+
+    def __init__(self, copies: int, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((copies, 1), 0.5))
+        self.weight = nn.Parameter(torch.ones(copies, channels))
+        self.bias = nn.Parameter(torch.zeros(copies, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, self.weight.shape)
+        return (self.weight * torch.tanh(self.alpha * x) + self.bias).flatten(1)
+
+
+def any_norm(kind: str, copies: int, channels: int) -> nn.Module:
+    """`stacked.norm`, with RMSNorm and DyT."""
+    more = {"RMSNorm": Rescale, "DyT": DynamicTanh}
+    if kind in more:
+        return more[kind](copies, channels)
+    return norm(kind, copies, channels)
+
+
+class StepNorm(nn.Module):
+    """The norm of one time step of a recurrent net: none, LN, BN or shared BN.
+
+    BN keeps running statistics for each of `steps` steps and takes those of the last
+    beyond; shared BN keeps one set for all steps. Both count living names only, and
+    where fewer than two live in a copy, all use what they remember. γ starts at 0.1
+    (Cooijmans et al. 2016).
+    """
+
+    def __init__(self, kind: str, copies: int, channels: int, steps: int):
+        super().__init__()
+        sets = {"BN": steps, "shared BN": 1}.get(kind, 0)
+        self.plain = nn.Identity() if sets else norm(kind, copies, channels)
+        width = copies * channels
+        self.of_step = nn.ModuleList(
+            nb.BatchNorm(width, affine=False) for _ in range(sets)
+        )
+        if sets:
+            self.weight = nn.Parameter(torch.full((width,), 0.1))
+            self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, step: int, live: Tensor) -> Tensor:
+        """x: (N, S·C), live: (N, S)."""
+        if not self.of_step:
+            return self.plain(x)
+        layer = self.of_step[min(step, len(self.of_step) - 1)]
+        layer.train(self.training and int(live.sum(0).min()) >= 2)
+        where = live.repeat_interleave(x.shape[1] // live.shape[1], 1)
+        return self.weight * layer(x, where) + self.bias
+
+
+# ----------------------------------------------------------------- networks
+
+
+class Recurrent(nn.Module):
+    """Tanh RNNs or LSTMs, one a seed: (N, S, T) letters to (N, S, T, 27) logits.
+
+    The norm acts on W x and on U h apart, and in an LSTM on the cell (Ba et al. 2016).
+    `scales` multiplies the first W and U of each copy.
+    """
+
+    def __init__(
+        self,
+        seeds: Seeds,
+        cell: str,
+        kind: str,
+        *,
+        width: int = 64,
+        steps: int = 11,
+        scales: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        copies, gates = len(seeds), {"RNN": 1, "LSTM": 4}[cell]
+        self.copies, self.cell, self.width, self.gates = copies, cell, width, gates
+        self.embed = Linear(copies, LETTERS, 32, bias=False)
+        self.input = Linear(copies, 32, gates * width, bias=False)
+        self.state = Linear(copies, width, gates * width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(copies, gates, width))
+        self.head = Linear(copies, width, LETTERS)
+        self.input_norm = StepNorm(kind, copies, gates * width, steps)
+        self.state_norm = StepNorm(kind, copies, gates * width, steps)
+        self.cell_norm = StepNorm(kind if gates == 4 else "none", copies, width, steps)
+        self._initialize(seeds, scales or [1.0] * copies)
+
+    @torch.no_grad()
+    def _initialize(self, seeds: Seeds, scales: Sequence[float]) -> None:
+        for copy, (seed, scale) in enumerate(zip(seeds, scales, strict=True)):
+            g = torch.Generator().manual_seed(seed)
+            self.embed.weight[copy].normal_(generator=g)
+            for layer in (self.input, self.head):
+                bound = 1 / math.sqrt(layer.weight.shape[1])
+                layer.weight[copy].uniform_(-bound, bound, generator=g)
+            for gate in self.state.weight[copy].split(self.width, dim=1):
+                square = torch.empty(self.width, self.width)
+                gate.copy_(nn.init.orthogonal_(square, generator=g))
+            self.input.weight[copy] *= scale
+            self.state.weight[copy] *= scale
+        if self.gates == 4:
+            self.bias[:, 1] = 1.0  # the forget gate starts open
+
+    def forward(self, x: Tensor, live: Tensor) -> Tensor:
+        samples, copies, steps = x.shape
+        letters = F.one_hot(x.permute(2, 0, 1), LETTERS).to(self.bias.dtype)
+        inputs = self.input(self.embed(letters.flatten(2).flatten(0, 1)))
+        if not self.input_norm.of_step:  # one call serves all steps
+            inputs = self.input_norm(inputs, 0, live)
+        h = inputs.new_zeros(samples, copies * self.width)
+        c, states = h, []
+        for step, a in enumerate(inputs.unflatten(0, (steps, samples))):
+            now = live[:, :, step]
+            if self.input_norm.of_step:
+                a = self.input_norm(a, step, now)
+            a = a + self.state_norm(self.state(h), step, now)
+            a = a.unflatten(1, (copies, self.gates, self.width)) + self.bias
+            if self.cell == "RNN":
+                h = torch.tanh(a).flatten(1)
+            else:
+                i, f, o = torch.sigmoid(a[:, :, :3]).flatten(3).unbind(2)
+                new = f * c.unflatten(1, (copies, -1)) + i * torch.tanh(a[:, :, 3])
+                c = new.flatten(1)
+                h = o.flatten(1) * torch.tanh(self.cell_norm(c, step, now))
+            states.append(h)
+        logits = self.head(torch.cat(states)).unflatten(1, (copies, LETTERS))
+        return logits.unflatten(0, (steps, samples)).permute(1, 2, 0, 3)
+
+
+class Transformer(nn.Module):
+    """Causal transformers, one a seed: (N, S, T) letters to (N, S, T, 27) logits.
+
+    `place` is pre (the norm stands in the branch, and once more before the head) or
+    post (after each sum). First weights are Gaussian after Glorot, as in Xiong et al.
+    2020; four heads, hidden layers of 4 × `width`.
+    """
+
+    def __init__(
+        self,
+        seeds: Seeds,
+        kind: str = "LN",
+        place: str = "pre",
+        *,
+        depth: int = 6,
+        width: int = 64,
+        length: int = 48,
+    ):
+        super().__init__()
+        if place not in ("pre", "post"):
+            raise ValueError(f"place must be pre or post, got {place!r}")
+        copies = len(seeds)
+        self.copies, self.width = copies, width
+        self.embed = nn.Parameter(torch.empty(copies, LETTERS, width))
+        self.place = nn.Parameter(torch.empty(copies, length, width))
+        self.blocks = nn.ModuleList(
+            Block(copies, width, kind, place) for _ in range(depth)
+        )
+        last = kind if place == "pre" else "none"
+        self.last_norm = any_norm(last, copies, width)
+        self.head = Linear(copies, width, LETTERS)
+        self._initialize(seeds)
+
+    @torch.no_grad()
+    def _initialize(self, seeds: Seeds) -> None:
+        maps = [layer for layer in self.modules() if isinstance(layer, Linear)]
+        for copy, seed in enumerate(seeds):
+            g = torch.Generator().manual_seed(seed)
+            self.embed[copy].normal_(0, 0.7, generator=g)
+            self.place[copy].normal_(0, 0.7, generator=g)
+            for layer in maps:
+                _, inputs, outputs = layer.weight.shape
+                # Query, key and value are three square maps side by side.
+                outputs = inputs if outputs == 3 * inputs else outputs
+                std = math.sqrt(2 / (inputs + outputs))
+                if layer is self.head:
+                    std = 1 / math.sqrt(inputs)
+                layer.weight[copy].normal_(0, std, generator=g)
+
+    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+        samples, copies, steps = x.shape
+        copy = torch.arange(copies)[:, None]
+        h = (self.embed[copy, x] + self.place[:, :steps]).transpose(1, 2)
+        h = h.flatten(2).flatten(0, 1)
+        for block in self.blocks:
+            h = block(h, samples)
+        logits = self.head(self.last_norm(h)).unflatten(1, (copies, LETTERS))
+        return logits.unflatten(0, (samples, steps)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and a hidden layer, each with a sum and a norm: (N·T, S·C), N."""
+
+    def __init__(self, copies: int, width: int, kind: str, place: str, heads: int = 4):
+        super().__init__()
+        self.copies, self.heads, self.place = copies, heads, place
+        self.norms = nn.ModuleList(any_norm(kind, copies, width) for _ in range(2))
+        self.qkv = Linear(copies, width, 3 * width, bias=False)
+        self.out = Linear(copies, width, width, bias=False)
+        self.hidden = Linear(copies, width, 4 * width)
+        self.back = Linear(copies, 4 * width, width)
+
+    def forward(self, h: Tensor, samples: int) -> Tensor:
+        branches = (lambda x: self.attend(x, samples), self.feed)
+        for branch, normalize in zip(branches, self.norms, strict=True):
+            if self.place == "pre":
+                h = h + branch(normalize(h))
+            else:
+                h = normalize(h + branch(h))
+        return h
+
+    def attend(self, x: Tensor, samples: int) -> Tensor:
+        split = (samples, -1, self.copies, 3, self.heads)
+        qkv = self.qkv(x).view(*split[:1], len(x) // samples, *split[2:], -1)
+        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)
+        q, k, v = (z.flatten(0, 1) for z in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = mixed.unflatten(0, (samples, self.copies)).permute(0, 3, 1, 2, 4)
+        return self.out(mixed.flatten(2).flatten(0, 1))
+
+    def feed(self, x: Tensor) -> Tensor:
+        return self.back(F.relu(self.hidden(x)))
+
+
+# ------------------------------------------------------------------ batches
+
+
+def every_copy(names: Tensor, copies: int) -> Batch:
+    """The same names for all copies: what they read, say, and where."""
+    return _next_letters(names[:, None].expand(-1, copies, -1))
+
+
+def random_names(names: Tensor, seeds: Seeds, batch: int) -> Iterator[Batch]:
+    """Endless batches of names, each copy its own, cut after the longest."""
+    generators = [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
+    while True:
+        chosen = [torch.randint(len(names), (batch,), generator=g) for g in generators]
+        drawn = names[torch.stack(chosen, 1)]
+        yield _next_letters(drawn[:, :, : int((drawn > 0).sum(2).max())])
+
+
+def _next_letters(names: Tensor) -> Batch:
+    return names, F.pad(names[:, :, 1:], (0, 1)), names > 0
+
+
+def stream(names: Tensor) -> Tensor:
+    """All names one after the other, a 0 between."""
+    ended = F.pad(names, (0, 1))
+    keep = torch.arange(ended.shape[1]) <= (names > 0).sum(1, keepdim=True)
+    return ended[keep]
+
+
+def windows(text: Tensor, seeds: Seeds, batch: int, length: int) -> Iterator[Batch]:
+    """Endless batches of pieces of a stream, each copy its own."""
+    generators = [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
+    while True:
+        starts = [
+            torch.randint(len(text) - length, (batch,), generator=g) for g in generators
+        ]
+        piece = text[torch.stack(starts, 1)[..., None] + torch.arange(length + 1)]
+        x, y = piece[..., :-1], piece[..., 1:]
+        yield x, y, torch.ones_like(y, dtype=torch.bool)
+
+
+# ----------------------------------------------------------------- training
+
+
+class Adam:
+    """Adam with a rate for each copy; `clip` bounds each copy's gradient norm.
+
+    Source: Kingma & Ba 2015; no weight decay.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        rates: Sequence[float],
+        clip: float | None = None,
+    ):
+        self.parameters = list(parameters)
+        self.rates, self.clip, self.steps = torch.tensor(rates)[:, None], clip, 0
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], factor: float = 1.0) -> None:
+        """One update, with every rate multiplied by `factor`."""
+        copies = len(self.rates)
+        self.steps += 1
+        by_copy = [g.reshape(copies, -1) for g in gradients]
+        if self.clip is not None:
+            norms = torch.stack([g.square().sum(1) for g in by_copy]).sum(0).sqrt()
+            shrink = (self.clip / (norms + 1e-6)).clamp(max=1)[:, None]
+            by_copy = [g * shrink for g in by_copy]
+        correct1, correct2 = (1 - beta**self.steps for beta in BETAS)
+        for p, g, m, v in zip(
+            self.parameters, by_copy, self.first, self.second, strict=True
+        ):
+            m, v = m.view(copies, -1), v.view(copies, -1)
+            m.lerp_(g, 1 - BETAS[0])
+            v.lerp_(g.square(), 1 - BETAS[1])
+            root = (v / correct2).sqrt_().add_(ADAM_EPS)
+            p.view(copies, -1).sub_(factor * self.rates / correct1 * m / root)
+
+
+def bits(logits: Tensor, y: Tensor, where: Tensor) -> Tensor:
+    """Mean cross-entropy of each copy in bits, over the places that count: (S)."""
+    each = F.cross_entropy(
+        logits.reshape(-1, LETTERS), y.flatten(), reduction="none"
+    ).view(y.shape)
+    live = where.to(each.dtype)
+    return (each * live).sum((0, 2)) / live.sum((0, 2)) / math.log(2)
+
+
+def fit(
+    net: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    rates: Sequence[float],
+    warm_up: int = 0,
+    clip: float | None = None,
+    watch: Callable[[int], Any] | None = None,
+    every: int = 25,
+) -> list[Any]:
+    """Train every copy with Adam; return what `watch(step)` gave.
+
+    `watch` is called before the first step and after each `every`-th, in evaluation
+    mode. The rate rises linearly for `warm_up` steps, then stays.
+    """
+    optimizer = Adam(net.parameters(), rates, clip)
+    seen: list[Any] = []
+    bar = tqdm(range(steps + 1), leave=False, disable=None)
+    for step, batch in zip(bar, batches, strict=False):
+        if watch and step % every == 0:
+            net.eval()
+            seen.append(watch(step))
+        if step == steps:
+            break
+        net.train()
+        x, y, where = batch
+        loss = bits(net(x, where), y, where)
+        gradients = torch.autograd.grad(loss.sum(), optimizer.parameters)
+        optimizer.step(gradients, min(1.0, (step + 1) / warm_up) if warm_up else 1.0)
+    net.eval()
+    return seen
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, batch: Batch) -> list[float]:
+    """Bits a letter of each copy; an overflow counts as log₂ 27, guessing."""
+    x, y, where = batch
+    guessing = math.log2(LETTERS)
+    found = bits(net(x, where), y, where)
+    return found.nan_to_num(guessing, posinf=guessing).tolist()
