@@ -91,7 +91,11 @@ class Visit:
         self.page.on("console", self._told)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.goto(site + path, wait_until="load")
-        self.page.wait_for_function("document.fonts.status === 'loaded'")
+        if window.get("java_script_enabled", True):
+            self.page.wait_for_function("document.fonts.status === 'loaded'")
+        # Asked from here: a page without scripts has no frame to wait in.
+        while self.page.evaluate("document.fonts.status") != "loaded":
+            self.page.wait_for_timeout(20)
 
     def _asked(self, url: str, site: str) -> None:
         if not url.startswith((site, "data:", "blob:")):
