@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normbook import core, functional, plots
-from normbook.plots import batch_norm, one_idea
+from normbook.plots import batch_norm, curves, one_idea
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_source_shows_the_code_as_it_stands(capsys):
 
 def test_a_band_spans_the_seeds_around_their_mean(ax):
     runs = np.array([[1.0, 2, 6], [0, 0, 3]])  # points × seeds
-    batch_norm.band(ax, [10, 20], runs, "noisy BN")
+    curves.band(ax, [10, 20], runs, "noisy BN")
     (line,) = ax.lines
     assert line.get_ydata().tolist() == [3, 1]
     assert line.get_color() == plots.COLORS["BN"]
@@ -118,22 +118,22 @@ def test_a_band_spans_the_seeds_around_their_mean(ax):
 
 
 def test_a_label_stands_beside_its_point_in_the_colour_of_the_line(ax):
-    batch_norm.band(ax, [1, 2, 3], np.arange(6).reshape(3, 2), "LN")
-    batch_norm.label(ax, "here", lift=4, at=1)
+    curves.band(ax, [1, 2, 3], np.arange(6).reshape(3, 2), "LN")
+    curves.label(ax, "here", lift=4, at=1)
     (text,) = ax.texts
     assert (text.xy, text.get_position()) == ((2, 2.5), (5, 4))
     assert text.get_color() == plots.COLORS["LN"]
 
 
 def test_percentiles_shade_the_outer_two_around_the_middle(ax):
-    batch_norm.percentiles(ax, [0, 1], [[-1, 0, 2], [-3, 1, 5]], "red")
+    curves.percentiles(ax, [0, 1], [[-1, 0, 2], [-3, 1, 5]], "red")
     assert ax.lines[0].get_ydata().tolist() == [0, 1]
     corners = ax.collections[0].get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == (-3, 5)
 
 
 def test_one_dot_a_seed_and_a_bar_at_the_mean(ax):
-    batch_norm.points(ax, 2, [1.0, 2, 6], "GN")
+    curves.points(ax, 2, [1.0, 2, 6], "GN")
     dots, bar = ax.lines
     assert dots.get_ydata().tolist() == [1, 2, 6]
     assert abs(dots.get_xdata() - 2).max() < 0.5
@@ -141,7 +141,7 @@ def test_one_dot_a_seed_and_a_bar_at_the_mean(ax):
 
 
 def test_places_of_a_category_axis_have_their_names(ax):
-    batch_norm.categories(ax, {"a": 0, "b": 0})
+    curves.categories(ax, {"a": 0, "b": 0})
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
 
 
@@ -156,4 +156,4 @@ def test_an_error_map_writes_0_where_there_is_rounding_alone(ax):
     ("kind", "method"), [("BN, residual", "BN"), ("BN 32", "BN"), ("other", "none")]
 )
 def test_a_variant_has_the_colour_of_its_method(kind, method):
-    assert batch_norm.color(kind) == plots.COLORS[method]
+    assert curves.color(kind) == plots.COLORS[method]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from normbook.plots import ACCENT, COLORS, INK
-from normbook.plots.batch_norm import color
+from normbook.plots.curves import color
 
 # Two directions that span the plane of triples that sum to zero.
 PLANE = np.array([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / np.sqrt([[2.0], [6.0]])
