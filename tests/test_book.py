@@ -236,6 +236,15 @@ def test_repair_takes_out_faults_and_nothing_else() -> None:
     assert 'role="navigation"' in repairs.repair(side)
 
 
+def test_japanese_is_marked_in_text_alone() -> None:
+    script = '<script>let a = "正規化"</script><head><title>正規化</title></head>'
+    page = f'{script}<p title="正規化">norm (<em>バッチ正規化</em>), 最適 here</p>'
+    assert repairs.repair(page) == (
+        f'{script}<p title="正規化">norm (<em><span lang="ja">バッチ正規化</span></em>'
+        '), <span lang="ja">最適</span> here</p>'
+    )
+
+
 def test_only_icons_that_are_named_stay() -> None:
     sheet = (
         '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}'

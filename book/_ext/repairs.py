@@ -51,6 +51,11 @@ HTML = [
 ]
 
 
+JAPANESE = r"[\u3005\u3040-\u30ff\u4e00-\u9fff]+"
+# A script or a style, the page's head, or the text between two tags.
+TEXT = re.compile(r"<(script|style|head|svg)\b.*?</\1>|>[^<]+<", re.DOTALL)
+
+
 def without_thebe(app: Sphinx, page: str, template: str, context: Any, t: Any) -> None:
     """Leave out Thebe's files, and KaTeX's style sheet where there is no math."""
     math = 'class="math' in (context.get("body") or "")
@@ -69,7 +74,14 @@ def repair(html: str) -> str:
     """Return a page without the theme's faults."""
     for fault, instead in HTML:
         html = re.sub(fault, instead, html, flags=re.DOTALL)
-    return html
+    return TEXT.sub(in_japanese, html)
+
+
+def in_japanese(text: re.Match[str]) -> str:
+    """Mark Japanese words, so that a reader reads and a browser draws them as such."""
+    if text[1]:
+        return text[0]
+    return re.sub(JAPANESE, r'<span lang="ja">\g<0></span>', text[0])
 
 
 def icons_named(texts: Iterable[str]) -> set[str]:
