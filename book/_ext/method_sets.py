@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from normbook import functional, plots
+from normbook.plots.comparison import axis_names
 
 SHAPE = (4, 6, 4)  # N, C, H·W of the picture
 GROUPS = 2
@@ -161,17 +162,6 @@ def rows() -> list[tuple[str, str, dict[str, int], functional.Sets]]:
         ("GN", "images", NCHW, functional.group_sets(image, TABLE_GROUPS)),
         ("RMSNorm", "tokens", NTC, functional.layer_sets(text)),
     ]
-
-
-def axis_names(axes: dict[str, int], sets: functional.Sets) -> tuple[list[str], ...]:
-    """Return the names of S, of the axes that index statistics, and of γ's."""
-    names = list(axes)
-    view = names
-    if len(sets.view) > len(names):
-        view = [names[0], "G", "C/G", *names[2:]]
-    over = [name for axis, name in enumerate(view) if axis in sets.axes]
-    left = [name for axis, name in enumerate(view) if axis not in sets.axes]
-    return over, left, [names[axis] for axis in sets.param]
 
 
 def table() -> str:

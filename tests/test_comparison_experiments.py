@@ -1,0 +1,176 @@
+"""Chapter 6's nets are exact, and every experiment gives its record."""
+
+import pytest
+import torch
+
+from normbook import data, experiments, functional
+from normbook.experiments import comparison, stacked
+
+SEEDS = (3, 1)
+
+
+def shape(value):
+    """The shape of nested lists; it fails where they are ragged."""
+    return tuple(torch.tensor(value).shape)
+
+
+def some(*size):
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+OURS = {
+    "BN": functional.batch_norm,
+    "LN": lambda x: functional.layer_norm(x, axes=(1, 2, 3)),
+    "IN": functional.instance_norm,
+    "GN": lambda x: functional.group_norm(x, comparison.GROUPS),
+    "RMSNorm": lambda x: functional.rms_norm(x, axes=(1,)),
+    "none": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("kind", comparison.KINDS)
+def test_each_copy_gets_the_books_norm(kind):
+    layer = comparison.norm(kind, copies=2, channels=8, batch=6).train()
+    x = 3 + 2 * some(6, 16, 4, 4)
+    for copy, y in enumerate(layer(x).split(8, dim=1)):
+        want = OURS[kind](x[:, 8 * copy : 8 * copy + 8])
+        assert torch.allclose(y, want, atol=1e-5)
+
+
+def test_a_kind_that_is_none_of_them_is_refused():
+    with pytest.raises(ValueError, match="IN, GN, RMSNorm; got 'XN'"):
+        comparison.norm("XN", 1, 8, 4)
+
+
+@pytest.mark.parametrize("kind", comparison.KINDS)
+@pytest.mark.parametrize("pooled", [True, False])
+def test_stacked_nets_train_as_each_would_alone(kind, pooled):
+    def trained(seeds, rates):
+        net = comparison.network(seeds, kind, widths=(8, 8), batch=8, pooled=pooled)
+        batches = stacked.shuffled(data.mnist().train, seeds, 8)
+        stacked.train(net, batches, steps=3, rates=rates)
+        return net(stacked.side_by_side(data.mnist().test.x[:20], len(seeds)))
+
+    rates = [0.01, 0.05]
+    together = trained(SEEDS, rates)
+    for copy, (seed, rate) in enumerate(zip(SEEDS, rates, strict=True)):
+        alone = trained((seed,), [rate])
+        assert torch.allclose(alone[:, 0], together[:, copy], atol=1e-3)
+
+
+def test_the_mean_cosine_is_that_of_all_pairs():
+    h = some(5, 2, 7)
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    for copy in range(2):
+        each = [
+            torch.cosine_similarity(h[i, copy], h[j, copy], dim=0) for i, j in pairs
+        ]
+        got = comparison.mean_cosine(h)[copy]
+        assert got == pytest.approx(sum(each).item() / len(pairs), abs=1e-6)
+
+
+def test_first_weights_has_a_row_a_layer_and_a_number_a_seed():
+    run = comparison.first_weights("none", depth=6, width=8, images=16, seeds=SEEDS)
+    for key in ("deviation", "gradient", "cosine"):
+        assert shape(run[key]) == (6, 2)
+    deviations = torch.tensor(run["deviation"]).mean(1)
+    assert (deviations.diff() < 0).all()
+
+
+def test_first_weights_gives_the_gradient_that_autograd_gives():
+    """The norm at the last convolution, from the weights of the linear layer alone."""
+    kept = comparison.network((0,), "none", widths=(4,), stride=1, size=8, gain=1 / 3)
+    digits = data.digits()
+    x, y = digits.train.x[:16], digits.train.y[:16]
+    z = kept[0](x[:, None]).detach().requires_grad_()
+    loss = stacked.losses(kept[2:](z), y[:, None]).sum()
+    (want,) = torch.autograd.grad(loss, z)
+    run = comparison.first_weights("none", depth=1, width=4, images=16, seeds=(0,))
+    assert run["gradient"][0][0] == pytest.approx(want.norm().item(), rel=1e-5)
+
+
+def test_one_group_is_layer_norm_and_a_group_a_channel_instance_norm():
+    def run(kind, **settings):
+        small = {"depth": 3, "width": 8, "images": 16, "seeds": (0,)}
+        return comparison.first_weights(kind, **small, **settings)["cosine"]
+
+    assert torch.allclose(
+        torch.tensor(run("GN", groups=1)), torch.tensor(run("LN")), atol=1e-5
+    )
+    assert torch.allclose(
+        torch.tensor(run("GN", groups=8)), torch.tensor(run("IN")), atol=1e-4
+    )
+
+
+def test_the_layers_answer_for_themselves():
+    rows = {row.pop("layer"): tuple(row.values()) for row in comparison.properties()}
+    assert rows.pop("batch norm") == ("another function", "matter", "C", "±1")
+    assert rows.pop("layer norm, whole sample")[2:] == ("C, H, W", "works")
+    assert rows.pop("instance norm")[2:] == ("C", "raises")
+    assert {row[:2] for row in rows.values()} == {("the same", "do not")}
+
+
+def test_a_task_reports_the_rate_that_validation_prefers():
+    run = comparison.task("GN", 50, rates=(1e-6, 0.1), seeds=SEEDS, epochs=1)
+    assert shape(run["validation"]) == (2, 2)
+    assert shape(run["test"]) == (2,)
+    assert run["rate"] == 0.1
+    assert max(run["test"]) < 60
+
+
+@pytest.mark.parametrize("kind", ["BN", "IN"])
+def test_shifted_images_unshifted_are_the_test_images(kind):
+    run = comparison.shifted(
+        kind, 0.1, contrasts=(1.0, 0.1), offsets=(0.0,), seeds=SEEDS, epochs=1
+    )
+    assert shape(run["contrast"]) == (2, 2)
+    assert run["contrast"][0] == run["brightness"][0]
+    assert run["contrast"][0] != run["contrast"][1]
+    assert ("contrast_batch" in run) == (kind == "BN")
+
+
+def test_cost_joins_what_is_counted_and_what_is_measured(monkeypatch):
+    def speed(device, rounds):
+        return [
+            {"method": "group_norm", "shape": [n, 64, 16, 16], "pass": "forward"}
+            | {"least": 1.0, "native": 3.0, "ours": n}
+            for n in (8, 128)
+        ]
+
+    monkeypatch.setattr(comparison, "speed", speed)
+    (row,) = comparison.cost()
+    assert (row["native"], row["ours"], row["least"]) == (3.0, 128, 1.0)
+    assert row["bytes"] == pytest.approx(1, abs=0.02)
+    assert row["steps"] > 3
+
+
+def test_what_is_learned_and_remembered():
+    count = {
+        row["method"]: (row["learned"], row["remembered"])
+        for row in comparison.parameters()
+    }
+    assert count["batch norm"] == (128, 129)
+    assert count["rms norm"] == (256, 0)
+
+
+def test_the_record_can_be_repeated():
+    kept = experiments.read_record("comparison")["results"]
+    assert set(kept) == set(comparison.long_runs())
+    again = comparison.first_weights("IN", seeds=(0, 1, 2, 3, 4))
+    got, want = (
+        torch.tensor(run["deviation"]) for run in (kept["first_weights"]["IN"], again)
+    )
+    assert torch.allclose(got, want, rtol=1e-3)
+
+
+def test_the_records_errors_lie_between_none_and_chance():
+    kept = experiments.read_record("comparison")["results"]
+    for kind in comparison.KINDS:
+        assert shape(kept["batch_sizes"][kind]["test"]) == (5, 5)
+        errors = torch.tensor(kept["batch_sizes"][kind]["test"])
+        assert (errors >= 0).all()
+        assert (errors <= 100).all()
+        unshifted = torch.tensor(kept["shifted"][kind]["contrast"])[3]
+        assert torch.equal(
+            unshifted, torch.tensor(kept["shifted"][kind]["brightness"])[2]
+        )

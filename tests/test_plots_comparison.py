@@ -1,0 +1,230 @@
+"""The figures, tables and links of chapter 6 say what the package computes.
+
+`python tests/test_plots_comparison.py` writes the numbers of the claims that the
+chapter links to anew, after a chapter has gained or lost some.
+"""
+
+import html
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "book" / "_ext")]
+import claims_page  # noqa: E402
+
+from normbook import functional, plots  # noqa: E402
+from normbook.plots import comparison  # noqa: E402
+
+NOTEBOOK = ROOT / "notebooks" / "06_comparison.ipynb"
+IMAGES = {"N": 4, "C": 6, "H": 5, "W": 3}
+LINK = re.compile(
+    r'<a href="(?:(?P<page>\w+)\.html)?#claim-(?P<anchor>\d\d-\d+)" '
+    r'title="(?P<title>[^"]*)">claim (?P<shown>\d+\.\d+)</a>'
+)
+
+
+@pytest.fixture
+def ax():
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots()
+        yield axes
+        plt.close(figure)
+
+
+# ------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize(
+    ("axes", "methods"),
+    [
+        ({"N": 4, "C": 6}, ["BN", "LN", "GN", "RMSNorm"]),
+        ({"N": 4, "C": 6, "T": 5}, ["BN", "LN", "LN", "IN", "GN", "RMSNorm"]),
+        (IMAGES, ["BN", "LN", "LN", "IN", "GN", "RMSNorm"]),
+    ],
+)
+def test_every_layout_covers_x_and_puts_c_last_where_a_layer_takes_it(axes, methods):
+    rows = comparison.layouts(axes, groups=2)
+    assert [method for method, *_ in rows] == methods
+    for method, use, named, sets in rows:
+        assert sorted(named.items()) == sorted(axes.items())
+        assert sets.size * sets.number == np.prod(list(axes.values()))
+        over = comparison.axis_names(named, sets)[0]
+        if method == "RMSNorm" or use == "channels":
+            assert over == ["C"] == list(named)[-1:]
+
+
+def test_the_table_of_axes_is_markdown_with_a_row_a_layer():
+    lines = comparison.axes_table(IMAGES, groups=2).splitlines()
+    assert lines[0] == "| layer | x | S | m | sets | γ, β |"
+    assert lines[2] == "| batch norm | (N, C, H, W) | **N, H, W** | 60 | 6 | C |"
+    assert "| group norm, G = 2 | (N, C, H, W) | **C/G, H, W** | 45 | 8 | C |" in lines
+    assert len(lines) == 8
+
+
+# ----------------------------------------------------------------- figures
+
+
+def full(ax):
+    return [patch for patch in ax.patches if patch.get_facecolor()[3] > 0]
+
+
+def test_a_filled_cell_is_one_that_moved(ax):
+    moved = np.zeros((2, 3, 2, 2), bool)
+    moved[1, 2, 0, 1] = True
+    comparison.touched(ax, moved, (1, 2, 0, 1), "A")
+    assert len(ax.patches) == moved.size
+    (cell,) = full(ax)
+    dot = ax.lines[0].get_xydata()[0]
+    assert np.allclose(dot, np.array(cell.get_xy()) + 0.5)
+
+
+def test_a_full_cell_is_one_that_did_not_see_the_change(ax):
+    saw = {"BN": [True, False], "GN\nG = 2": [False, False]}
+    comparison.seen(ax, ["one", "two"], saw)
+    inks = Counter(
+        mpl.colors.to_hex(patch.get_facecolor()).upper() for patch in full(ax)
+    )
+    assert inks == {plots.COLORS["BN"]: 1, plots.COLORS["GN"]: 2}
+    assert [text.get_text() for text in ax.texts] == list(saw)
+
+
+def test_names_keep_their_order_and_their_distance():
+    lows = [3.0, 0.0, 0.1, 0.2, 9.0]
+    placed = np.array(comparison.spread(lows, gap=1.0))
+    assert (np.argsort(placed) == np.argsort(lows)).all()
+    assert np.diff(np.sort(placed)).min() > 0.98
+    assert comparison.spread([0.0, 5.0], gap=1.0) == [0.0, 5.0]
+
+
+def test_a_line_is_named_at_its_end_in_its_colour(ax):
+    ends = {"BN": (1.0, 0.5), "LN": (1.0, 0.5)}
+    comparison.name_lines(ax, ends, gap=12)
+    assert {text.get_text(): text.get_color() for text in ax.texts} == {
+        kind: plots.COLORS[kind] for kind in ends
+    }
+    low, high = sorted(text.xyann[1] for text in ax.texts)
+    assert high - low == pytest.approx(12, abs=0.1)
+    assert all(text.xy == (1.0, 0.5) for text in ax.texts)
+
+
+def test_bars_are_one_standard_deviation_each_way(ax):
+    runs = [[1.0, 3.0, 5.0], [2.0, 2.0, 8.0]]
+    comparison.deviations(ax, [0, 1], runs, "IN")
+    assert ax.lines[0].get_ydata().tolist() == [3.0, 4.0]
+    for bar, values in zip(ax.collections[0].get_segments(), runs, strict=True):
+        assert np.ptp(bar[:, 1]) == pytest.approx(2 * np.std(values, ddof=1))
+
+
+def test_the_guide_has_a_letter_an_arrow_and_a_box_for_every_answer(ax):
+    steps = [
+        ("first?", [("a", "yes", "LN"), ("b", "maybe", "GN"), ("c", "no", "")]),
+        ("second?", [("d", "yes", "BN")]),
+    ]
+    comparison.guide(ax, steps)
+    words = [text.get_text() for text in ax.texts if text.get_text()]
+    assert {"a  yes", "b  maybe", "c  no", "d  yes", "first?", "second?"} < set(words)
+    assert {plots.NAMES[kind] for kind in ("LN", "GN", "BN")} < set(words)
+    assert len(ax.patches) == 5  # boxes
+    assert sum(hasattr(text, "arrow_patch") for text in ax.texts) == 4
+
+
+def test_what_was_touched_is_what_the_opening_figure_shows():
+    """The chapter compares layers with sets; here one layer is wrong on purpose."""
+    shape, cell = (3, 4, 2, 2), (1, 1, 0, 0)
+    x = np.random.default_rng(0).normal(size=shape)
+    other = x.copy()
+    other[cell] += 1
+    moved = abs(functional.group_norm(other, 2) - functional.group_norm(x, 2)) > 1e-9
+    for groups, same in ((2, True), (4, False)):
+        sets = functional.group_sets(shape, groups)
+        assert np.array_equal(moved, plots.shares_statistics(sets, shape, cell)) == same
+
+
+# ------------------------------------------------------------- links and counts
+
+
+def claims():
+    """Every chapter's number and page, by statement."""
+    return {
+        statement: (page.stem, number)
+        for page in sorted((ROOT / "notebooks").glob("*.ipynb"))
+        for number, (_, statement) in enumerate(claims_page.collect(page).claims, 1)
+    }
+
+
+def relinked(text):
+    """The text with every link leading to the claim that its title states."""
+    known = claims()
+
+    def link(match):
+        statement = html.unescape(match["title"])
+        if statement not in known:
+            raise ValueError(f"no chapter claims {statement!r} any more")
+        page, number = known[statement]
+        chapter = page.split("_")[0]
+        there = "" if page == NOTEBOOK.stem else f"{page}.html"
+        return (
+            f'<a href="{there}#claim-{chapter}-{number}" title="{match["title"]}">'
+            f"claim {int(chapter)}.{number}</a>"
+        )
+
+    return LINK.sub(link, text)
+
+
+def markdown_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def test_every_link_leads_to_the_claim_that_its_title_states():
+    cells = markdown_cells(nbformat.read(NOTEBOOK, as_version=4))
+    text = "\n".join(cell.source for cell in cells)
+    assert len(LINK.findall(text)) == text.count("#claim-") > 50
+    for cell in cells:
+        assert relinked(cell.source) == cell.source, "run this file as a script"
+
+
+def test_a_link_to_a_lost_claim_is_noticed():
+    lost = '<a href="02_batch_norm.html#claim-02-1" title="No such">claim 2.1</a>'
+    with pytest.raises(ValueError, match="no chapter claims 'No such'"):
+        relinked(lost)
+    statement = next(iter(claims()))
+    wrong = f'<a href="#claim-06-9" title="{html.escape(statement)}">claim 6.9</a>'
+    assert "01_one_idea.html#claim-01-1" in relinked(wrong)
+
+
+def test_the_audit_counts_its_own_verdicts():
+    cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
+    text = cells["audit"].source
+    found = Counter(re.findall(r"\| \*\*(Right|Imprecise|Wrong)\.\*\*", text))
+    said = re.search(r"Here are its (\d+) statements", text)
+    assert int(said[1]) == found.total() > 40
+    for verdict, count in found.items():
+        assert f"**{count}** are {verdict.lower()}" in text
+
+
+def test_every_letter_of_the_guide_has_its_reasons():
+    cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
+    drawn = re.findall(r'\("([a-z])", "', cells["guide-figure"].source)
+    rows = dict(
+        re.findall(r"^\| ([a-z]) \| (.*) \|$", cells["guide-table"].source, re.M)
+    )
+    assert sorted(rows) == sorted(drawn)
+    assert all("#claim-" in why or "{cite:" in why for why in rows.values())
+
+
+if __name__ == "__main__":
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in markdown_cells(stored):
+        cell.source = relinked(cell.source)
+    nbformat.write(stored, NOTEBOOK)
