@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from skimage.data import coffee
 
 from normbook import data
 
@@ -133,3 +134,39 @@ def test_names_are_not_sorted_and_the_same_every_time():
     for part, other in zip(name_parts(data.names()), name_parts(again), strict=True):
         assert torch.equal(part, other)
         assert (part[:-1, 0] > part[1:, 0]).float().mean() > 0.3
+
+
+# -------------------------------------------------------------- photographs
+
+
+def test_photographs_are_squares_between_black_and_white():
+    for size in (96, 128):
+        pictures = data.photographs(size)
+        assert set(pictures) == {*data.TRAINING, *data.HELD_OUT, "flower"}
+        for picture in pictures.values():
+            assert picture.shape == (3, size, size)
+            assert picture.dtype == torch.float32
+            assert 0 <= picture.min() < 0.2
+            assert 0.6 < picture.max() <= 1
+
+
+def test_no_photograph_that_is_held_out_trains():
+    assert not set(data.HELD_OUT) & set(data.TRAINING)
+    assert "flower" not in data.TRAINING
+
+
+def test_photographs_are_not_stretched_and_have_their_colours():
+    coins = data.photographs()["coins"]
+    assert torch.equal(coins[0], coins[1])
+    red, green, blue = data.photographs()["flower"][:, 40:56, 40:56].mean((1, 2))
+    assert red > green > blue
+    middle = torch.tensor(coffee()[:, 100:500]).permute(2, 0, 1) / 255
+    pooled = torch.nn.functional.avg_pool2d(middle, 10)
+    assert (data.photographs(40)["coffee"] - pooled).abs().mean() < 0.02
+
+
+def test_textures_are_grey_and_differ():
+    pictures = data.textures()
+    assert list(pictures) == list(data.TEXTURES)
+    assert {tuple(p.shape) for p in pictures.values()} == {(256, 256)}
+    assert len({round(p.std().item(), 2) for p in pictures.values()}) == 3

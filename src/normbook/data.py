@@ -1,7 +1,8 @@
 """Real data out of installed packages: nothing is downloaded.
 
-Every set comes in three fixed parts, those of images stratified by class. Choose rates
-and stopping times on `validation`; report `test`, once.
+The digits, MNIST and the names come in three fixed parts, those of images stratified by
+class. Choose rates and stopping times on `validation`; report `test`, once. Photographs
+and textures are single pictures: some train, `HELD_OUT` never do.
 """
 
 import gzip
@@ -12,10 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 CLASSES = 10
 LETTERS = 27  # a to z are 1 to 26; 0 stands past the end of a name
+TRAINING = ("china", "rocket", "motorcycle_left", "camera", "coins", "coffee")
+HELD_OUT = ("astronaut", "chelsea")
+TEXTURES = ("grass", "gravel", "brick")
 
 
 class Part(NamedTuple):
@@ -100,6 +106,48 @@ def names(surnames: int = 0) -> Names:
 def spelled(letters: Tensor) -> str:
     """The name that a row of `names` stands for."""
     return "".join(chr(96 + code) for code in letters.tolist() if code)
+
+
+@cache
+def photographs(size: int = 96) -> dict[str, Tensor]:
+    """Nine photographs as `size`×`size` squares, (3, size, size), 0 black and 1 white.
+
+    Those of `TRAINING`, `HELD_OUT` and "flower"; camera and coins have no colour, so
+    their channels are equal. The middle square, resized once. Source: the files that
+    scikit-image and scikit-learn carry. china and flower are under CC BY 2.0 (flickr:
+    danielbuechele and vultilion).
+    """
+    return {name: _square(name, size) for name in (*TRAINING, *HELD_OUT, "flower")}
+
+
+@cache
+def textures(size: int = 256) -> dict[str, Tensor]:
+    """Pictures of `TEXTURES` as (size, size) greys, 0 black and 1 white.
+
+    Source: the files that scikit-image carries.
+    """
+    return {name: _square(name, size)[0] for name in TEXTURES}
+
+
+def _square(name: str, size: int) -> Tensor:
+    """The middle square of a packaged picture, resized: (3, size, size)."""
+    package = (
+        "sklearn/datasets/images" if name in ("china", "flower") else "skimage/data"
+    )
+    root, *folders = package.split("/")
+    folder = resources.files(root).joinpath(*folders)
+    suffix = "jpg" if name in ("china", "flower", "rocket") else "png"
+    with (folder / f"{name}.{suffix}").open("rb") as file:
+        pixels = np.array(Image.open(file).convert("RGB"), dtype=np.float32) / 255
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    square = torch.from_numpy(pixels[top : top + side, left : left + side])
+    return F.interpolate(
+        square.permute(2, 0, 1)[None],
+        size=(size, size),
+        mode="bilinear",
+        antialias=True,
+    )[0].clamp(0, 1)
 
 
 @cache

@@ -6,13 +6,20 @@ says what an exercise is and compares an attempt with it.
 
 from typing import Any
 
-from normbook.exercises import batch_norm, comparison, layer_norm, one_idea
+from normbook.exercises import (
+    batch_norm,
+    comparison,
+    instance_norm,
+    layer_norm,
+    one_idea,
+)
 from normbook.exercises.grading import fault
 
 EXERCISES = (
     one_idea.EXERCISES
     | batch_norm.EXERCISES
     | layer_norm.EXERCISES
+    | instance_norm.EXERCISES
     | comparison.EXERCISES
 )
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 # At the root of the checkout; where pip has installed the package, inside it.
 _CHECKOUT, _PACKAGE = (Path(__file__).parents[up] / "records" for up in (3, 1))
@@ -50,6 +52,24 @@ def write_record(
 def read_record(name: str) -> dict[str, Any]:
     """The record that `write_record` kept under this name."""
     return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def write_pictures(name: str, pictures: Tensor) -> Path:
+    """Keep pictures (rows, columns, 3, H, W), 0 black and 1 white, as one PNG sheet."""
+    sheet = pictures.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    pixels = (255 * sheet.clamp(0, 1)).round().byte().numpy()
+    path = RECORDS / f"{name}.png"
+    Image.fromarray(pixels).save(path, optimize=True)
+    return path
+
+
+def read_pictures(name: str, size: int) -> Tensor:
+    """The pictures that `write_pictures` kept, squares of `size` pixels."""
+    with Image.open(RECORDS / f"{name}.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet, dtype=np.float32)) / 255
+    rows, columns = pixels.unflatten(1, (-1, size)).unflatten(0, (-1, size)).shape[:3:2]
+    tiled = pixels.view(rows, size, columns, size, 3)
+    return tiled.permute(0, 2, 4, 1, 3)
 
 
 def run_and_record(name: str, runs: dict[str, Callable[[], Any]], command: str) -> Path:
