@@ -9,6 +9,7 @@ from typing import Any
 from normbook.exercises import (
     batch_norm,
     comparison,
+    group_norm,
     instance_norm,
     layer_norm,
     one_idea,
@@ -20,6 +21,7 @@ EXERCISES = (
     | batch_norm.EXERCISES
     | layer_norm.EXERCISES
     | instance_norm.EXERCISES
+    | group_norm.EXERCISES
     | comparison.EXERCISES
 )
 

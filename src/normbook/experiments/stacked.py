@@ -66,7 +66,7 @@ class WorkerBatchNorm(nb.BatchNorm):
         if not self.training:
             return super().forward(x)
         workers = len(x) // self.each
-        folded = x.unflatten(0, (workers, self.each)).transpose(0, 1).flatten(1, 2)
+        folded = self.fold(x)
         mean, var = self.running_mean.repeat(workers), self.running_var.repeat(workers)
         y = F.batch_norm(
             folded,
@@ -80,7 +80,15 @@ class WorkerBatchNorm(nb.BatchNorm):
         )
         self.running_mean.copy_(mean.view(workers, -1).mean(0))
         self.running_var.copy_(var.view(workers, -1).mean(0))
-        return y.unflatten(1, (workers, -1)).transpose(0, 1).flatten(0, 1)
+        return self.unfold(y)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Sub-batches side by side as channels: (N, C, ...) → (n, N/n·C, ...)."""
+        return x.unflatten(0, (-1, self.each)).transpose(0, 1).flatten(1, 2)
+
+    def unfold(self, y: Tensor) -> Tensor:
+        """What `fold` did, undone."""
+        return y.unflatten(1, (-1, self.num_features)).transpose(0, 1).flatten(0, 1)
 
 
 class Noise(nn.Module):
@@ -110,11 +118,18 @@ class Noise(nn.Module):
         return x * scale.view(fit) + shift.view(fit)
 
 
-def norm(kind: str, copies: int, channels: int, each: int | None = None) -> nn.Module:
+def norm(
+    kind: str,
+    copies: int,
+    channels: int,
+    each: int | None = None,
+    groups: int = 4,
+) -> nn.Module:
     """The normalization of `copies` networks with `channels` channels each.
 
-    `kind` is none, BN, noisy BN, LN or GN (four groups). `each`, for BN, is the size of
-    the sub-batches that share statistics; by default they are those of the whole batch.
+    `kind` is none, BN, noisy BN, LN or GN. `each`, for BN, is the size of the
+    sub-batches that share statistics; by default they are those of the whole batch.
+    `groups`, for GN, is the number of groups, at most one a channel.
     """
     width = copies * channels
     if kind == "none":
@@ -126,7 +141,7 @@ def norm(kind: str, copies: int, channels: int, each: int | None = None) -> nn.M
     if kind == "LN":
         return nb.GroupNorm(copies, width)
     if kind == "GN":
-        return nb.GroupNorm(4 * copies, width)
+        return nb.GroupNorm(min(groups, channels) * copies, width)
     raise ValueError(f"kind must be none, BN, noisy BN, LN or GN, got {kind!r}")
 
 
@@ -180,6 +195,7 @@ def convolutional(
     widths: Sequence[int] = (16, 32, 64),
     per_size: int = 1,
     each: int | None = None,
+    groups: int = 4,
 ) -> nn.Sequential:
     """Convolutional networks, one a seed: (N, S, H, W) images to (N, S, 10) logits.
 
@@ -200,7 +216,7 @@ def convolutional(
                     groups=copies,
                     bias=kind == "none",
                 ),
-                norm(kind, copies, width, each),
+                norm(kind, copies, width, each, groups),
                 nn.ReLU(),
             ]
             channels = width
@@ -311,17 +327,21 @@ def train(
     momentum: float = 0.9,
     decay: float = 0.0,
     cosine: bool = False,
+    frozen: bool = False,
     watch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Train every copy for `steps` steps; return the losses (steps, S).
 
     `rates` holds one learning rate a copy; `cosine` lowers them to zero along half a
-    wave. `watch(step)` is called after each step; a bar shows in a terminal. A copy
-    that overflows takes none with it.
+    wave. `frozen` leaves batch norm in evaluation mode: its running statistics stay,
+    and every step uses them. `watch(step)` is called after each step; a bar shows in a
+    terminal. A copy that overflows takes none with it.
     """
     optimizer = SGD(net.parameters(), rates, momentum, decay)
     history = torch.empty(steps, len(rates))
     net.train()
+    for layer in batch_norms(net):
+        layer.train(not frozen)
     bar = tqdm(range(steps), leave=False, disable=None)
     for step, (x, y) in zip(bar, batches, strict=False):
         loss = losses(net(x), y)
