@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normbook import core, functional
+from normbook import core, fast, functional
 from normbook.core import Axes
 from normbook.functional import InputError, Sets
-from normbook.moments import running
+from normbook.moments import Moments, running
 
 
 class Standardize(torch.autograd.Function):
@@ -75,7 +75,7 @@ class Affine(torch.autograd.Function):
         return core.affine_vjp(dy, *ctx.saved_tensors)
 
 
-def normalize(
+def plain(
     x: Tensor,
     sets: Sets,
     gamma: Tensor | None,
@@ -106,6 +106,24 @@ def normalize(
     )
 
 
+def measured(
+    x: Tensor,
+    sets: Sets,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    where: Tensor | None = None,
+    centered: bool = True,
+) -> tuple[Tensor, Moments | None]:
+    """y, by a kernel or by `plain`, and the moments where the kernel took them."""
+
+    def again(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        return plain(x, sets, gamma, beta, eps, where, centered)
+
+    found = fast.normalize(x, sets, gamma, beta, eps, where, centered, again)
+    return (again(x, gamma, beta), None) if found is None else found
+
+
 class BatchNorm(_BatchNorm):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
@@ -117,12 +135,12 @@ class BatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return _remembered(self, x, where)
         sets = functional.batch_sets(x.shape)
-        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked += 1
             so_far = 1 / self.num_batches_tracked.double()  # for the plain average
             momentum = so_far if self.momentum is None else self.momentum
-            _track(self, x, sets, where, momentum)
+            _track(self, x, sets, where, batch, momentum)
         return y
 
 
@@ -137,9 +155,9 @@ class InstanceNorm(_InstanceNorm):
         if not self.training and self.track_running_stats:
             return _remembered(self, x, where)
         sets = functional.instance_sets(x.shape)
-        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.track_running_stats:
-            _track(self, x, sets, where, self.momentum or 0.0)
+            _track(self, x, sets, where, batch, self.momentum or 0.0)
         return y
 
 
@@ -148,7 +166,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         sets = _trailing(self, x)
-        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -158,7 +176,8 @@ class RMSNorm(nn.RMSNorm):
         functional.need_real(x)
         summed_in = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(summed_in).eps if self.eps is None else self.eps
-        return normalize(x, _trailing(self, x), self.weight, None, eps, centered=False)
+        sets = _trailing(self, x)
+        return measured(x, sets, self.weight, None, eps, centered=False)[0]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -167,7 +186,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         _need_channels(self, x, 2)
         sets = functional.group_sets(x.shape, self.num_groups)
-        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
 def _remembered(
@@ -191,6 +210,7 @@ def _track(
     x: Tensor,
     sets: Sets,
     where: Tensor | None,
+    batch: Moments | None,
     momentum: Any,
 ) -> None:
     """Move the running statistics, one a channel, towards this batch's.
@@ -201,7 +221,7 @@ def _track(
     """
     if x.numel() == 0:
         return
-    batch = functional.moments(x, sets, where)
+    batch = batch or functional.moments(x, sets, where)
     for buffer, value in (
         (layer.running_mean, batch.mean),
         (layer.running_var, batch.var(correction=1)),
