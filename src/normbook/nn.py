@@ -10,6 +10,7 @@ Two errors are stricter than torch's: one value a group raises for every batch s
 torch only for N = 1), and a wrong channel count raises with or without parameters.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normbook import core, fast, functional
 from normbook.core import Axes
 from normbook.functional import InputError, Sets
-from normbook.moments import Moments, running
+from normbook.moments import Moments
 
 
 class Standardize(torch.autograd.Function):
@@ -114,14 +115,16 @@ def measured(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
-) -> tuple[Tensor, Moments | None]:
-    """y, by a kernel or by `plain`, and the moments where the kernel took them."""
+) -> tuple[Tensor, Callable[[], Moments]]:
+    """y, by a kernel or by `plain`, and what gives the moments of every set."""
 
     def again(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         return plain(x, sets, gamma, beta, eps, where, centered)
 
     found = fast.normalize(x, sets, gamma, beta, eps, where, centered, again)
-    return (again(x, gamma, beta), None) if found is None else found
+    if found is not None:
+        return found
+    return again(x, gamma, beta), lambda: functional.moments(x.detach(), sets, where)
 
 
 class BatchNorm(_BatchNorm):
@@ -137,10 +140,11 @@ class BatchNorm(_BatchNorm):
         sets = functional.batch_sets(x.shape)
         y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
-            self.num_batches_tracked += 1
-            so_far = 1 / self.num_batches_tracked.double()  # for the plain average
-            momentum = so_far if self.momentum is None else self.momentum
-            _track(self, x, sets, where, batch, momentum)
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None:  # the plain average
+                momentum = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
+            _track(self, x, batch, momentum)
         return y
 
 
@@ -157,7 +161,7 @@ class InstanceNorm(_InstanceNorm):
         sets = functional.instance_sets(x.shape)
         y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.track_running_stats:
-            _track(self, x, sets, where, batch, self.momentum or 0.0)
+            _track(self, x, batch, self.momentum or 0.0)
         return y
 
 
@@ -204,13 +208,10 @@ def _remembered(
     )
 
 
-@torch.no_grad()
 def _track(
     layer: _BatchNorm | _InstanceNorm,
     x: Tensor,
-    sets: Sets,
-    where: Tensor | None,
-    batch: Moments | None,
+    measured: Callable[[], Moments],
     momentum: Any,
 ) -> None:
     """Move the running statistics, one a channel, towards this batch's.
@@ -221,13 +222,15 @@ def _track(
     """
     if x.numel() == 0:
         return
-    batch = batch or functional.moments(x, sets, where)
+    batch = measured()
     for buffer, value in (
         (layer.running_mean, batch.mean),
         (layer.running_var, batch.var(correction=1)),
     ):
-        value = value.reshape(-1, layer.num_features).mean(0)
-        buffer.copy_(running(buffer, value, momentum))
+        if value.shape != buffer.shape:
+            value = value.reshape(-1, layer.num_features).mean(0)
+        # `moments.running`, in place and in one step.
+        buffer.lerp_(value.to(buffer.dtype), momentum)
 
 
 def _need_channels(layer: Any, x: Tensor, rank: int) -> None:

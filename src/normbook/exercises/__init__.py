@@ -6,10 +6,12 @@ says what an exercise is and compares an attempt with it.
 
 from typing import Any
 
-from normbook.exercises import batch_norm, layer_norm, one_idea
+from normbook.exercises import batch_norm, fast, layer_norm, one_idea
 from normbook.exercises.grading import fault
 
-EXERCISES = one_idea.EXERCISES | batch_norm.EXERCISES | layer_norm.EXERCISES
+EXERCISES = (
+    one_idea.EXERCISES | batch_norm.EXERCISES | layer_norm.EXERCISES | fast.EXERCISES
+)
 
 
 def check(name: str, attempt: Any) -> None:

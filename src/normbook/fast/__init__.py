@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from normbook.functional import Sets
 from normbook.moments import Moments
@@ -90,7 +92,7 @@ def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
 
 
 class Fused(torch.autograd.Function):
-    """One kernel call forward, one backward; y, mean and var come out."""
+    """One kernel call forward, one backward. `moments` takes mean and var."""
 
     @staticmethod
     def forward(
@@ -100,24 +102,22 @@ class Fused(torch.autograd.Function):
         beta: Tensor | None,
         task: tuple[Work, float, Tensor | None, bool],
         plain: Callable[..., Tensor],
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        moments: list[Tensor | None],
+    ) -> Tensor:
         y, mean, var = _backend(x.device.type).forward(x, gamma, beta, *task)
         ctx.save_for_backward(x, gamma, beta, mean, var)
         ctx.task, ctx.plain = task, plain
-        ctx.mark_non_differentiable(*(s for s in (mean, var) if s is not None))
-        ctx.set_materialize_grads(False)
-        return y, mean, var
+        moments += mean, var
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if dy is None:
-            return (None,) * 5
+    def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
         x, gamma, beta, mean, var = ctx.saved_tensors
         if not torch.is_grad_enabled():
             dx, d_gamma, d_beta = _backend(x.device.type).backward(
                 dy, x, gamma, beta, mean, var, *ctx.task
             )
-            return dx, d_gamma, d_beta, None, None
+            return dx, d_gamma, d_beta, None, None, None
         # Somebody wants to differentiate this gradient: the plain formula can be.
         inputs = [value for value in (x, gamma, beta) if value is not None]
         wanted = [value for value in inputs if value.requires_grad]
@@ -126,7 +126,7 @@ class Fused(torch.autograd.Function):
         return *(
             next(found) if value is not None and value.requires_grad else None
             for value in (x, gamma, beta)
-        ), None, None  # fmt: skip
+        ), None, None, None  # fmt: skip
 
 
 def normalize(
@@ -138,39 +138,54 @@ def normalize(
     where: Tensor | None,
     centered: bool,
     plain: Callable[..., Tensor],
-) -> tuple[Tensor, Moments | None] | None:
-    """y and the moments of every set; None where the plain path must answer.
+) -> tuple[Tensor, Callable[[], Moments]] | None:
+    """y and what gives the moments of every set; None where the plain path must answer.
 
     plain: the same normalization of (x, gamma, beta), differentiable twice.
     """
-    if _off or x.dtype not in DTYPES or not x.numel() or not _ours(x, gamma, beta):
+    if _off or torch.compiler.is_compiling() or type(x) is not Tensor or x.is_neg():
         return None
-    backend = _backend(x.device.type)
-    if backend is None or torch.compiler.is_compiling():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    if sets.size < sets.least or torch._C._are_functorch_transforms_active():
+    if (backend := _backend(x.device.type)) is None or x.dtype not in DTYPES:
         return None
-    seen = work(x, sets)
-    if seen is None or not all(
-        p is None or p.numel() == seen.G * seen.A for p in (gamma, beta)
-    ):
+    if not x.numel() or (seen := work(x, sets)) is None or sets.size < sets.least:
         return None
+    differentiable, values = x.requires_grad, seen.G * seen.A
+    for value in (gamma, beta):
+        if value is not None:
+            if not _readable(value, x, values):
+                return None
+            differentiable = differentiable or value.requires_grad
     real = None
     if where is not None and (real := lengths(where, x, sets)) is None:
         return None
     task = (seen, eps, real, centered)
     if not backend.takes(x, *task):
         return None
-    if torch.is_grad_enabled() and any(
-        value is not None and value.requires_grad for value in (x, gamma, beta)
-    ):
-        y, mean, var = Fused.apply(x, gamma, beta, task, plain)
+    moments: list[Any] = []
+    if differentiable and torch.is_grad_enabled():
+        y = Fused.apply(x, gamma, beta, task, plain, moments)
     else:
-        y, mean, var = backend.forward(x, gamma, beta, *task)
-    if mean is None:
-        return y, None
-    count = _count(seen, real)
-    return y, Moments(count, mean, var * count)
+        y, *moments = backend.forward(x, gamma, beta, *task)
+
+    def measured() -> Moments:
+        mean, var = moments
+        count = _count(seen, real)
+        return Moments(count, mean, var * count)
+
+    return y, measured
+
+
+def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
+    """Whether a kernel can read γ or β: a plain tensor beside x, one value each."""
+    return (
+        type(parameter) in (Parameter, Tensor)
+        and parameter.device == x.device
+        and parameter.dtype in (torch.float32, x.dtype)
+        and parameter.numel() == values
+        and parameter.is_contiguous()
+    )
 
 
 def _count(seen: Work, real: Tensor | None) -> Any:
@@ -192,20 +207,6 @@ def off() -> Iterator[None]:
         yield
     finally:
         _off -= 1
-
-
-def _ours(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether all are plain tensors on x's device and in dtypes that kernels read."""
-    return type(x) is Tensor and all(
-        value is None
-        or (
-            isinstance(value, Tensor)
-            and value.device == x.device
-            and value.dtype in (torch.float32, x.dtype)
-            and value.is_contiguous()
-        )
-        for value in parameters
-    )
 
 
 @cache
