@@ -141,7 +141,7 @@ class BatchNorm(_BatchNorm):
         y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked.add_(1)
-            momentum = self.momentum
+            momentum: Any = self.momentum
             if momentum is None:  # the plain average
                 momentum = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
             _track(self, x, batch, momentum)

@@ -149,6 +149,8 @@ def normalize(
         return None
     if (backend := _backend(x.device.type)) is None or x.dtype not in DTYPES:
         return None
+    if not isinstance(eps, int | float):
+        return None
     if not x.numel() or (seen := work(x, sets)) is None or sets.size < sets.least:
         return None
     differentiable, values = x.requires_grad, seen.G * seen.A
@@ -160,7 +162,7 @@ def normalize(
     real = None
     if where is not None and (real := lengths(where, x, sets)) is None:
         return None
-    task = (seen, eps, real, centered)
+    task = (seen, float(eps), real, centered)
     if not backend.takes(x, *task):
         return None
     moments: list[Any] = []

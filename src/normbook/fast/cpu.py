@@ -10,6 +10,9 @@ float32. No loop here asks a thread of numba for anything: `_run` cuts the work 
 ranges for as many threads as torch uses, and no cut changes the order of a sum.
 """
 
+# mypy: allow-untyped-defs
+# numba finds the types of a kernel's arguments, most of them addresses and sizes.
+
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import extending, njit, types
 from torch import Tensor
 
 from normbook.fast import Work
@@ -32,12 +34,14 @@ ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
 PARTS = 64  # of the samples, each with its own sums of dγ and dβ
 F32 = np.float32
 
-# Sums in any order, so that they fill a vector; nan, infinity and denormals as ever.
-kernel = njit(
+intrinsic: Any = extending.intrinsic
+# Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
+# ("arcp" would make 1/√∞ a nan).
+kernel: Any = njit(
     nogil=True,
     cache=True,
     error_model="numpy",
-    fastmath={"reassoc", "nsz", "contract", "arcp"},
+    fastmath={"reassoc", "nsz", "contract"},
 )
 
 
@@ -239,7 +243,7 @@ def backward_resident(
 
 @kernel
 def moments(p0, p1, c0, c1, like, x, mean, m2, lengths, K, C, S, last):
-    """Mean and Σ(x − mean)² of chunk p, the k-th of K of a sample, for every channel."""
+    """Mean and Σ(x − mean)² of every channel in chunks of the samples, K of each."""
     x, mean, m2 = pointer(x, like), pointer(mean, 0.0), pointer(m2, 0.0)
     for p in range(p0, p1):
         n, first, end = chunk(p, K, S, lengths)
@@ -448,9 +452,7 @@ def forward(
     if _resident(work):
         P = 1 if batch else min(N, PARTS)
         at = _at(x, y, gamma, beta, mean, var, lengths)
-        _run(
-            forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch
-        )
+        _run(forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
         return y, mean if centered else None, var
     N, K, S = _chunks(work)
     groups = 1 if last else C
@@ -489,9 +491,7 @@ def backward(
         P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
         d_gamma, d_beta = torch.zeros(P, C), torch.zeros(P, C)
         at = _at(dy, x, dx, wide, mean, var, d_gamma, d_beta, lengths)
-        _run(
-            backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch
-        )
+        _run(backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
         return dx, _whole(d_gamma, gamma), _whole(d_beta, beta)
     N, K, S = _chunks(work)
     groups = 1 if last else C

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from normbook.plots import ACCENT, COLORS, INK, SETS, shares_statistics
 
@@ -81,6 +82,8 @@ def roofline(ax: Axes, counts: Any, times: Any, mark: float) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_ylim(times.min() / 3, times.max() * 2)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.set_xticks(counts, [f"{n:g}" for n in counts])
     ax.minorticks_off()
     return ax
