@@ -119,13 +119,15 @@ gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
 	    skip "everything, because $(PYTHON) has no PyTorch"; exit 0; fi; \
 	if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then skip "the tests marked gpu, because PyTorch sees no GPU"; \
-	    skip "the record of agreement, because PyTorch sees no GPU"; exit 0; fi; \
+	    skip "the records of agreement and speed, because PyTorch sees no GPU"; \
+	    exit 0; fi; \
 	status=0; \
 	if $(PYTHON) -c 'import pytest' 2>/dev/null; then \
 	    $(PYTHON) -m pytest -o addopts= -o filterwarnings= -m gpu $(GPU_TESTS) \
 	        || status=1; \
 	else skip "the tests marked gpu, because pytest is missing"; fi; \
-	$(PYTHON) -m normbook.experiments.agreement --record || status=1; exit $$status
+	$(PYTHON) -m normbook.experiments.agreement --record || status=1; \
+	$(PYTHON) -m normbook.bench --device cuda --record || status=1; exit $$status
 
 clean:  ## Remove what make made
 	rm -rf .venv _build .mypy_cache .ruff_cache .import_linter_cache \

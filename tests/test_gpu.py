@@ -141,3 +141,141 @@ def test_two_devices_are_refused(call, named):
 def test_numpy_with_a_gpu_tensor_is_refused():
     with pytest.raises(InputError, match="one device"):
         F.batch_norm(torch.ones(4, 6, device="cuda"), np.ones(6))
+
+
+# The fast layers: rows and maps that no block divides, sets that stay on the chip and
+# sets that do not, in every layout that kernels take.
+FAST = {
+    "LayerNorm of 1000": (lambda: nb.LayerNorm(1000), (77, 1000)),
+    "LayerNorm of 8192": (lambda: nb.LayerNorm(8192), (300, 8192)),
+    "LayerNorm of 16384": (lambda: nb.LayerNorm(16384), (150, 16384)),
+    "LayerNorm of 40001": (lambda: nb.LayerNorm(40001), (9, 40001)),
+    "RMSNorm of 1024": (lambda: nb.RMSNorm(1024, eps=1e-5), (5, 67, 1024)),
+    "RMSNorm of 16384": (lambda: nb.RMSNorm(16384, eps=1e-5), (150, 16384)),
+    "GroupNorm": (lambda: nb.GroupNorm(8, 64), (5, 64, 28, 27)),
+    "GroupNorm of 40960": (lambda: nb.GroupNorm(2, 20), (3, 20, 64, 64)),
+    "InstanceNorm": (lambda: nb.InstanceNorm(96, affine=True), (9, 96, 7, 7)),
+    "InstanceNorm of 3136": (lambda: nb.InstanceNorm(6, affine=True), (5, 6, 56, 56)),
+    "BatchNorm": (lambda: nb.BatchNorm(70), (19, 70, 14, 13)),
+    "BatchNorm of vectors": (lambda: nb.BatchNorm(1030), (513, 1030)),
+}
+EXACT = {"float32": 2e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What was asked of the kernels, so that no test passes by the plain path."""
+    gpu = pytest.importorskip("normbook.fast.gpu")
+    asked = []
+    for name in ("forward", "backward"):
+        kernels = getattr(gpu, name)
+
+        def call(*args, name=name, kernels=kernels):
+            asked.append(name)
+            return kernels(*args)
+
+        monkeypatch.setattr(gpu, name, call)
+    return asked
+
+
+def fast_layer(name):
+    torch.manual_seed(0)
+    layer, shape = FAST[name]
+    layer = layer()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(0.5, 2.0)
+    return layer.cuda(), shape
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", EXACT)
+@pytest.mark.parametrize("name", FAST)
+def test_kernels_agree_with_float64(name, dtype, layout, launched):
+    layer, shape = fast_layer(name)
+    x, dy = (torch.randn(2, *shape, device="cuda") + 1).to(getattr(torch, dtype))
+    if layout == "channels_last":
+        if len(shape) != 4:
+            pytest.skip("only maps have that layout")
+        x = x.to(memory_format=torch.channels_last)
+    want = run(copy.deepcopy(layer).double(), x.double(), dy.double())
+    assert not launched
+    got = run(layer, x, dy)
+    assert launched == ["forward", "backward"]
+    assert got[0].stride() == got[1].stride() == x.stride()
+    for place, (value, exact) in enumerate(zip(got, want, strict=True)):
+        # Sums for γ and β run over many rows, in another order.
+        assert error(value, exact) <= EXACT[dtype] * (1 if place < 2 else 20)
+    again = run(fast_layer(name)[0], x, dy)
+    assert all(map(torch.equal, got, again))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_second_derivatives_of_kernels(name, launched):
+    layer, shape = fast_layer(name)
+    x, dy = torch.randn(2, *shape, device="cuda")
+
+    def twice(layer, x, dy):
+        x = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad((layer(x) * dy).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx**2).sum(), [x, layer.weight])
+
+    got = twice(layer, x, dy)
+    assert launched == ["forward"]
+    want = twice(copy.deepcopy(layer).double(), x.double(), dy.double())
+    for value, exact in zip(got, want, strict=True):
+        assert error(value, exact) < 1e-4
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("length", [50, 5000])
+def test_kernels_know_lengths(name, length, launched):
+    if name == "LayerNorm":
+        pytest.skip("its sets span no positions")
+    real = torch.tensor([length, 3, length // 2], device="cuda")
+    where = (torch.arange(length, device="cuda") < real[:, None])[:, None]
+    x, dy = torch.randn(2, 3, 6, length, device="cuda")
+    layer = LAYERS[name]().cuda()
+    exact = copy.deepcopy(layer).double()
+    want = run(exact, x.double(), dy.double(), where)
+    nan = float("nan")
+    got = run(layer, torch.where(where, x, nan), torch.where(where, dy, nan), where)
+    assert launched == ["forward", "backward"]
+    for value, true in zip(got, want, strict=True):
+        assert error(value, true) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("ours", "native", "shape"),
+    [
+        (nb.LayerNorm, torch.nn.LayerNorm, (2**21 + 3, 1024)),
+        (nb.BatchNorm, torch.nn.BatchNorm2d, (1029, 32, 256, 256)),
+    ],
+)
+def test_more_values_than_int32_counts(ours, native, shape, launched):
+    """Beyond 2³¹ values: the first rows and the last are torch's."""
+    values = torch.Size(shape).numel()
+    assert values > 2**31
+    if torch.cuda.mem_get_info()[0] < 12 * values:
+        pytest.skip("needs six tensors of that size in 16 bits")
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.bfloat16, device="cuda").requires_grad_()
+    width = shape[-1] if ours is nb.LayerNorm else shape[1]
+    y = ours(width).cuda()(x)
+    dy = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert launched == ["forward", "backward"]
+    if ours is nb.LayerNorm:
+        for rows in (slice(0, 5), slice(-5, None)):
+            part = x[rows].detach().requires_grad_()
+            want = native(width).cuda()(part.float())
+            (want_dx,) = torch.autograd.grad(want, part, dy[rows].float())
+            assert error(y[rows], want) < 2**-7
+            assert error(dx[rows], want_dx) < 2**-7
+    else:
+        mean = x.detach().mean((0, 2, 3), dtype=torch.float32)
+        for place in (0, -1):
+            # A thousand maps of standard normal values: their variance is 1 to 1e-3.
+            want = x.detach()[place].float() - mean[:, None, None]
+            assert error(y[place], want) < 2e-2
+            assert error(dx[place], dy[place]) < 2e-2

@@ -10,6 +10,7 @@ Two errors are stricter than torch's: one value a group raises for every batch s
 torch only for N = 1), and a wrong channel count raises with or without parameters.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normbook import core, functional
+from normbook import core, fast, functional
 from normbook.core import Axes
 from normbook.functional import InputError, Sets
-from normbook.moments import running
+from normbook.moments import Moments
 
 
 class Standardize(torch.autograd.Function):
@@ -75,7 +76,7 @@ class Affine(torch.autograd.Function):
         return core.affine_vjp(dy, *ctx.saved_tensors)
 
 
-def normalize(
+def plain(
     x: Tensor,
     sets: Sets,
     gamma: Tensor | None,
@@ -106,6 +107,26 @@ def normalize(
     )
 
 
+def measured(
+    x: Tensor,
+    sets: Sets,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    where: Tensor | None = None,
+    centered: bool = True,
+) -> tuple[Tensor, Callable[[], Moments]]:
+    """y, by a kernel or by `plain`, and what gives the moments of every set."""
+
+    def again(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        return plain(x, sets, gamma, beta, eps, where, centered)
+
+    found = fast.normalize(x, sets, gamma, beta, eps, where, centered, again)
+    if found is not None:
+        return found
+    return again(x, gamma, beta), lambda: functional.moments(x.detach(), sets, where)
+
+
 class BatchNorm(_BatchNorm):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
@@ -117,12 +138,13 @@ class BatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return _remembered(self, x, where)
         sets = functional.batch_sets(x.shape)
-        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
-            self.num_batches_tracked += 1
-            so_far = 1 / self.num_batches_tracked.double()  # for the plain average
-            momentum = so_far if self.momentum is None else self.momentum
-            _track(self, x, sets, where, momentum)
+            self.num_batches_tracked.add_(1)
+            momentum: Any = self.momentum
+            if momentum is None:  # the plain average
+                momentum = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
+            _track(self, x, batch, momentum)
         return y
 
 
@@ -137,9 +159,9 @@ class InstanceNorm(_InstanceNorm):
         if not self.training and self.track_running_stats:
             return _remembered(self, x, where)
         sets = functional.instance_sets(x.shape)
-        y = normalize(x, sets, self.weight, self.bias, self.eps, where)
+        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.track_running_stats:
-            _track(self, x, sets, where, self.momentum or 0.0)
+            _track(self, x, batch, self.momentum or 0.0)
         return y
 
 
@@ -148,7 +170,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         sets = _trailing(self, x)
-        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -158,7 +180,8 @@ class RMSNorm(nn.RMSNorm):
         functional.need_real(x)
         summed_in = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(summed_in).eps if self.eps is None else self.eps
-        return normalize(x, _trailing(self, x), self.weight, None, eps, centered=False)
+        sets = _trailing(self, x)
+        return measured(x, sets, self.weight, None, eps, centered=False)[0]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -167,7 +190,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         _need_channels(self, x, 2)
         sets = functional.group_sets(x.shape, self.num_groups)
-        return normalize(x, sets, self.weight, self.bias, self.eps, where)
+        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
 def _remembered(
@@ -185,12 +208,10 @@ def _remembered(
     )
 
 
-@torch.no_grad()
 def _track(
     layer: _BatchNorm | _InstanceNorm,
     x: Tensor,
-    sets: Sets,
-    where: Tensor | None,
+    measured: Callable[[], Moments],
     momentum: Any,
 ) -> None:
     """Move the running statistics, one a channel, towards this batch's.
@@ -201,13 +222,15 @@ def _track(
     """
     if x.numel() == 0:
         return
-    batch = functional.moments(x, sets, where)
+    batch = measured()
     for buffer, value in (
         (layer.running_mean, batch.mean),
         (layer.running_var, batch.var(correction=1)),
     ):
-        value = value.reshape(-1, layer.num_features).mean(0)
-        buffer.copy_(running(buffer, value, momentum))
+        if value.shape != buffer.shape:
+            value = value.reshape(-1, layer.num_features).mean(0)
+        # `moments.running`, in place and in one step.
+        buffer.lerp_(value.to(buffer.dtype), momentum)
 
 
 def _need_channels(layer: Any, x: Tensor, rank: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from normbook.exercises import (
     batch_norm,
     comparison,
+    fast,
     group_norm,
     instance_norm,
     layer_norm,
@@ -23,6 +24,7 @@ EXERCISES = (
     | instance_norm.EXERCISES
     | group_norm.EXERCISES
     | comparison.EXERCISES
+    | fast.EXERCISES
 )
 
 

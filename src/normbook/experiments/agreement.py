@@ -3,7 +3,8 @@
 `agreement` compares every place with float64 NumPy, `speed` times our plain layers
 against torch's own kernels, `traffic` counts the bytes that both move. Time and traffic
 are in copies of x, the least that any layer can take: a forward reads x and writes y,
-which is 1 copy; a backward reads dy and x and writes dx, 1.5 more.
+which is 1 copy; a backward reads dy and x and writes dx, 1.5 more. What our layers take
+with the kernels of `normbook.fast` is for `python -m normbook.bench`.
 
     python -m normbook.experiments.agreement            prints the tables
     python -m normbook.experiments.agreement --record   keeps them in records/ too
@@ -22,9 +23,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbook import functional
+from normbook import fast, functional
 from normbook import nn as nb
-from normbook.experiments import write_record
+from normbook.experiments import timing, write_record
 
 # The largest error of y and dx, in the largest |y| and |dx|. 16-bit results carry the
 # rounding of the result alone, half a unit in the last place, since sums are in 32
@@ -174,13 +175,14 @@ def traffic(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
     """
     return [
         {"method": method, "pass": name, "least": LEAST[name]}
-        | {who: _bytes(run) / (2 * x.nbytes) for who, run in runs.items()}
+        | {who: moved(run) / (2 * x.nbytes) for who, run in runs.items()}
         for method in methods
         for name, x, runs in _passes(CASES[method], "cpu", "float32", 1)
     ]
 
 
-def _bytes(run: Callable[[], Any]) -> int:
+def moved(run: Callable[[], Any]) -> int:
+    """Bytes that torch's operations read and write while `run` runs."""
     with _Count() as count:
         run()
     return count.bytes
@@ -199,9 +201,9 @@ def speed(
         for scale in (1, 16) if device == "cpu" else (1, 16, 256):
             for name, x, runs in _passes(CASES[method], device, dtype, scale):
                 target = torch.empty_like(x)
-                copy, native, ours = _medians(
-                    [partial(target.copy_, x), *runs.values()], device, rounds
-                )
+                runs = {"copy": partial(target.copy_, x), **runs}
+                taken = timing.rounds(list(runs.values()), device, number=rounds)
+                copy, native, ours = map(median, taken)
                 row: dict[str, Any] = {"method": method, "device": device}
                 row |= {"dtype": dtype, "shape": list(x.shape), "pass": name}
                 row |= {"least": LEAST[name], "native": native / copy}
@@ -212,7 +214,7 @@ def speed(
 def _passes(
     case: Case, device: str, dtype: str, scale: int
 ) -> list[tuple[str, torch.Tensor, dict[str, Callable[[], Any]]]]:
-    """(pass, x, {native, ours: what runs it}), in training mode."""
+    """(pass, x, {native, ours: what runs it}), in training mode, ours the plain one."""
     kind = {"device": device, "dtype": getattr(torch, dtype)}
     shape = (case.shape[0] * scale, *case.shape[1:])
     x, dy = torch.randn(shape, **kind), torch.randn(shape, **kind)
@@ -227,32 +229,14 @@ def _passes(
         return lambda: torch.autograd.grad(layer(leaf), inputs, dy)
 
     return [
-        (name, x, {who: run(layer) for who, layer in layers.items()})
+        (name, x, {who: fast.off()(run(layer)) for who, layer in layers.items()})
         for name, run in zip(LEAST, (forward, both), strict=True)
     ]
 
 
-def _medians(
-    runs: Sequence[Callable[[], Any]], device: str, rounds: int
-) -> list[float]:
-    """Median seconds a call; a round times as many calls as fill a millisecond."""
-
-    def seconds(run: Callable[[], Any], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / calls
-
-    for run in runs:
-        seconds(run, 3)
-    calls = [1 + int(1e-3 / seconds(run, 3)) for run in runs]
-    taken = [
-        [seconds(run, n) for run, n in zip(runs, calls, strict=True)]
-        for _ in range(rounds)
-    ]
-    return [median(of_one) for of_one in zip(*taken, strict=True)]
+def slug(gpu: str | None) -> str:
+    """What a record of this GPU, or of a CPU, is called."""
+    return re.sub(r"\W+", "-", gpu or "cpu").lower()
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -286,9 +270,8 @@ def main(arguments: Sequence[str]) -> None:
     if not agrees(tables["agreement"]):
         raise SystemExit("An error is larger than its dtype's rounding: see above.")
     if "--record" in arguments:
-        kind = re.sub(r"\W+", "-", gpu or "cpu").lower()
         path = write_record(
-            f"agreement-{kind}",
+            f"agreement-{slug(gpu)}",
             {"gpu": gpu, **tables},
             command="python -m normbook.experiments.agreement --record",
             seconds=time.perf_counter() - start,

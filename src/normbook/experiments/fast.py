@@ -1,0 +1,285 @@
+"""What chapter 7 measures as it runs: the machine, a naive layer, orders of work.
+
+    python -m normbook.experiments.fast     a Triton kernel in Triton's interpreter
+
+The interpreter has to be asked for before Triton is imported, so `interpreted` runs
+that command in a process of its own.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normbook import fast, functional
+from normbook.experiments import agreement, timing
+
+
+def bandwidth(sizes: Sequence[int], number: int = 5) -> list[float]:
+    """Bytes a second that a copy of so many bytes moves: it reads and writes each."""
+    copies = []
+    for size in sizes:
+        x = torch.rand(size // 4)
+        copies.append(partial(torch.empty_like(x).copy_, x))
+    taken = timing.rounds(copies, number=number)
+    return [
+        2 * size / median(seconds) for size, seconds in zip(sizes, taken, strict=True)
+    ]
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the first core's data caches, {"L1": ..., "L2": ...}, where Linux says.
+
+    A third level is left out: it is shared, often with other programs.
+    """
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (
+            (index / name).read_text().strip() for name in ("type", "level", "size")
+        )
+        if kind != "Instruction" and level in "12":
+            found[f"L{level}"] = int(size.rstrip("K")) * 1024
+    return found
+
+
+def arithmetic(
+    counts: Sequence[int], values: int = 2**22, number: int = 3
+) -> list[float] | None:
+    """Nanoseconds a value to read it, multiply and add so many times, and write it.
+
+    The values wait in the first cache meanwhile. None where numba is missing.
+    """
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+
+    @njit(cache=True)
+    def chain(x: Any, y: Any, count: int) -> None:
+        for start in range(0, len(x), 1024):
+            block = y[start : start + 1024]
+            block[:] = x[start : start + 1024]
+            for _ in range(count):
+                for i in range(len(block)):
+                    block[i] = block[i] * np.float32(0.5) + np.float32(1)
+
+    x = np.ones(values, np.float32)
+    y = np.empty_like(x)
+    taken = timing.rounds([partial(chain, x, y, n) for n in counts], number=number)
+    return [median(seconds) / values * 1e9 for seconds in taken]
+
+
+class _Steps(TorchDispatchMode):
+    """Notes every torch operation: what it moves, and what it takes again and again."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.seen = number, []  # type: ignore[var-annotated]
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        run = partial(op, *args, **(kwargs or {}))
+        if not op.is_view:
+            taken = [timing.seconds(run, 1) for _ in range(self.number)]
+            name = op.overloadpacket.__name__
+            self.seen.append((name, agreement.moved(run), median(taken)))
+        return run()
+
+
+def steps(run: Callable[[], Any], x: Tensor, number: int = 7) -> list[dict[str, Any]]:
+    """Every operation of `run`: its name, what it moves and takes, in copies of x."""
+    target = torch.empty_like(x)
+    ((*copies,),) = timing.rounds([partial(target.copy_, x)], number=number)
+    with _Steps(number) as noted:
+        run()
+    return [
+        {"step": name, "moves": bytes_ / (2 * x.nbytes), "takes": s / median(copies)}
+        for name, bytes_, s in noted.seen
+    ]
+
+
+def kept(run: Callable[[], Any]) -> int:
+    """Bytes of the tensors that `run` saves for a backward, each counted once."""
+    seen: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        seen[value.untyped_storage().data_ptr()] = value.nbytes
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        result = run()  # alive to the end, so that no address is given out twice
+    del result
+    return sum(seen.values())
+
+
+def in_blocks(x: Tensor, rows: int, eps: float = 1e-5) -> Callable[[], Tensor]:
+    """Layer norm of x (rows, C), so many rows at a time: what runs it.
+
+    The five operations and their results are the same for every number of rows. All
+    memory is taken beforehand, so that only the order of the work differs.
+    """
+    y, block = torch.empty_like(x), torch.empty_like(x[:rows])
+    sums = torch.empty(rows, 1)
+
+    def run() -> Tensor:
+        for start in range(0, len(x), rows):
+            part, d = x[start : start + rows], y[start : start + rows]
+            square, of_row = block[: len(part)], sums[: len(part)]
+            torch.mean(part, -1, keepdim=True, out=of_row)
+            torch.sub(part, of_row, out=d)
+            torch.mul(d, d, out=square)
+            torch.mean(square, -1, keepdim=True, out=of_row)
+            d.mul_(of_row.add_(eps).rsqrt_())
+        return y
+
+    return run
+
+
+def orders(x: Tensor, rows: Sequence[int], number: int = 5) -> list[float]:
+    """What `in_blocks` takes for each number of rows, in copies of x."""
+    runs: list[Callable[[], Any]] = [partial(torch.empty_like(x).copy_, x)]
+    copy, *taken = map(
+        median,
+        timing.rounds([*runs, *(in_blocks(x, n) for n in rows)], number=number),
+    )
+    return [seconds / copy for seconds in taken]
+
+
+def _one_pass(x: Any) -> Any:
+    return (x * x).mean(-1) - x.mean(-1) ** 2
+
+
+def _two_passes(x: Any) -> Any:
+    d = x - x.mean(-1, keepdims=True)
+    return (d * d).mean(-1)
+
+
+VARIANCES: dict[str, Callable[[Any], Any]] = {
+    "one pass": _one_pass,
+    "one pass, less the first value": lambda x: _one_pass(x - x[..., :1]),
+    "two passes": _two_passes,
+}
+
+
+def variance_errors(
+    means: Sequence[float], sets: int = 50, size: int = 4096
+) -> dict[str, list[float]]:
+    """Median relative error of 1/√(variance + ε) in float32, for N(mean, 1).
+
+    A variance below −ε, which has no root, counts as an error of 1.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((sets, size))
+    found: dict[str, list[float]] = {name: [] for name in VARIANCES}
+    for mean in means:
+        x = (noise + mean).astype(np.float32)
+        exact = (x.astype(np.float64).var(-1) + 1e-5) ** -0.5
+        for name, variance in VARIANCES.items():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rstd = (variance(x).astype(np.float64) + 1e-5) ** -0.5
+            error = np.nan_to_num(abs(rstd / exact - 1), nan=1.0, posinf=1.0)
+            found[name].append(float(np.median(error)))
+    return found
+
+
+def partial_sums(values: Any, programs: int) -> Any:
+    """Σ over the rows of (rows, C) as `programs` programs do it, without atomics.
+
+    Program p adds up rows p, p + programs, …, in this order; their sums are added in
+    the order of p. So the order depends on sizes alone, never on who is done first.
+    """
+    parts = np.zeros((programs, values.shape[1]), values.dtype)
+    for row, value in enumerate(values):
+        parts[row % programs] += value
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total += part
+    return total
+
+
+def source(backend: str, name: str) -> str:
+    """The text of one function of `normbook.fast`, whether or not it can be imported.
+
+    backend: "cpu" or "gpu".
+    """
+    text = Path(fast.__file__).with_name(f"{backend}.py").read_text()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            first = min([node.lineno, *(above.lineno for above in node.decorator_list)])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    raise KeyError(f"{backend}.py has no function {name}")
+
+
+# A shape, the sets, the function and its VJP: rows, maps, and batch norm's split pair.
+CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
+    "layer norm": ((6, 40), functional.layer_sets, "layer_norm"),
+    "RMSNorm": ((7, 33), functional.layer_sets, "rms_norm"),
+    "instance norm": ((3, 5, 7), functional.instance_sets, "instance_norm"),
+    "batch norm": ((5, 3, 4, 3), functional.batch_sets, "batch_norm"),
+}
+
+
+def interpreted() -> dict[str, dict[str, float]] | None:
+    """The errors of the kernels for each of `CASES`, run by Triton's interpreter.
+
+    {method: {"y": ..., "dx": ..., "dγ": ...}}, against the formulas in float64 and
+    relative to the largest value. None where Triton is missing.
+    """
+    source = str(Path(fast.__file__).parents[2])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "normbook.experiments.fast"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def _errors() -> dict[str, dict[str, float]] | None:
+    try:
+        from normbook.fast import gpu
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    return {name: _errors_of(gpu, *case) for name, case in CASES.items()}
+
+
+def _errors_of(
+    gpu: Any, shape: tuple[int, ...], sets_of: Callable[..., Any], name: str
+) -> dict[str, float]:
+    centered = name != "rms_norm"
+    x, dy, sets = 3 + 2 * torch.randn(shape), torch.randn(shape), sets_of(shape)
+    channels = shape[sets.param[0]]
+    gamma = torch.rand(channels) + 0.5
+    beta = torch.randn(channels) if centered else None
+    task = (fast.work(x, sets), 1e-5, None, centered)
+    y, mean, var = gpu.forward(x, gamma, beta, *task)
+    got = y, *gpu.backward(dy, x, gamma, beta, mean, var, *task)
+    dy, x, *given = (v.double() for v in (dy, x, gamma, beta) if v is not None)
+    vjp = getattr(functional, f"{name}_vjp")
+    exact = getattr(functional, name)(x, *given), *vjp(dy, x, *given)
+    return {
+        title: float((found - wanted).abs().max() / wanted.abs().max())
+        for title, found, wanted in zip(
+            ("y", "dx", "dγ", "dβ"), got, exact, strict=True
+        )
+        if wanted is not None
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_errors()))

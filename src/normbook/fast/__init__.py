@@ -1,0 +1,223 @@
+"""The same functions at the speed of memory: numba on a CPU, Triton on a GPU.
+
+A layer of `normbook.nn` asks `normalize` first. It answers only where a kernel gives
+what the plain formula gives; otherwise it returns None and the plain path runs: another
+dtype or layout, a mask that is no run of lengths, torch.compile, torch.func, no numba
+or no Triton, and everything that the plain path answers with an error. Second
+derivatives always go through the plain formula.
+
+Kernels see every method as one shape of work, `Work`, and both files hold the same two
+pairs of them: resident, where the set stays on the chip between its passes, and split,
+where it does not. `python -m normbook.fast` compiles the kernels of this machine ahead
+of their first call.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from normbook.functional import Sets
+from normbook.moments import Moments
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Work(NamedTuple):
+    """One normalization as a kernel sees it: x as (N, G, A, S).
+
+    N samples of G groups of A channels of S positions. A set is the (A, S) of one
+    sample and group; where `batch` holds, the (N, S) of one channel, with A = 1.
+    Neighbours in memory are the positions, (N, G, A, S), or with `channels_last` the
+    channels, (N, S, G, A). γ and β have G·A values.
+    """
+
+    N: int
+    G: int
+    A: int
+    S: int
+    batch: bool = False
+    channels_last: bool = False
+
+    @property
+    def sets(self) -> int:
+        """How many means and variances there are."""
+        return self.G if self.batch else self.N * self.G
+
+
+def work(x: Tensor, sets: Sets) -> Work | None:
+    """How a kernel sees x, or None where it cannot: sets or strides of another kind."""
+    view, axes, rank = sets.view, sets.axes, x.dim()
+    contiguous = x.is_contiguous()
+    if axes == sets.param and axes == tuple(range(rank - len(axes), rank)):
+        size = prod(view[-len(axes) :])
+        return Work(x.numel() // size, 1, size, 1) if contiguous and size else None
+    channels_last = not contiguous and any(
+        rank == n and x.is_contiguous(memory_format=layout)
+        for n, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
+    )
+    if not (contiguous or channels_last):
+        return None
+    N, G, *rest = view
+    if axes == tuple(range(2, len(view))):
+        A = 1 if len(view) == rank else rest.pop(0)
+        return Work(N, G, A, prod(rest), channels_last=channels_last)
+    if axes == (0, *range(2, rank)):
+        S = prod(rest)
+        return Work(N, G, 1, S, batch=True, channels_last=channels_last or S == 1)
+    return None
+
+
+def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
+    """The number of real positions of each sample, where a mask says just that.
+
+    x: (N, C, T); where: (N, 1, T), True up to a length. None for any other mask, and
+    for one that leaves a set too few values, which the plain path answers.
+    """
+    if x.dim() != 3 or where.shape != (x.shape[0], 1, x.shape[2]):
+        return None
+    if where.dtype != torch.bool or where.device != x.device or sets.param != (1,):
+        return None
+    found = where.sum((1, 2), dtype=torch.int32)
+    run = torch.arange(x.shape[2], device=x.device) < found[:, None]
+    number = found.sum() if 0 in sets.axes else found.min() * sets.size // x.shape[2]
+    return found if bool((run == where[:, 0]).all() & (number >= sets.least)) else None
+
+
+class Fused(torch.autograd.Function):
+    """One kernel call forward, one backward. `moments` takes mean and var."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        task: tuple[Work, float, Tensor | None, bool],
+        plain: Callable[..., Tensor],
+        moments: list[Tensor | None],
+    ) -> Tensor:
+        y, mean, var = _backend(x.device.type).forward(x, gamma, beta, *task)
+        ctx.save_for_backward(x, gamma, beta, mean, var)
+        ctx.task, ctx.plain = task, plain
+        moments += mean, var
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
+        x, gamma, beta, mean, var = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            dx, d_gamma, d_beta = _backend(x.device.type).backward(
+                dy, x, gamma, beta, mean, var, *ctx.task
+            )
+            return dx, d_gamma, d_beta, None, None, None
+        # Somebody wants to differentiate this gradient: the plain formula can be.
+        inputs = [value for value in (x, gamma, beta) if value is not None]
+        wanted = [value for value in inputs if value.requires_grad]
+        y = ctx.plain(x, gamma, beta)
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+        return *(
+            next(found) if value is not None and value.requires_grad else None
+            for value in (x, gamma, beta)
+        ), None, None, None  # fmt: skip
+
+
+def normalize(
+    x: Tensor,
+    sets: Sets,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    where: Tensor | None,
+    centered: bool,
+    plain: Callable[..., Tensor],
+) -> tuple[Tensor, Callable[[], Moments]] | None:
+    """y and what gives the moments of every set; None where the plain path must answer.
+
+    plain: the same normalization of (x, gamma, beta), differentiable twice.
+    """
+    if _off or torch.compiler.is_compiling() or type(x) is not Tensor or x.is_neg():
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if (backend := _backend(x.device.type)) is None or x.dtype not in DTYPES:
+        return None
+    if not isinstance(eps, int | float):
+        return None
+    if not x.numel() or (seen := work(x, sets)) is None or sets.size < sets.least:
+        return None
+    differentiable, values = x.requires_grad, seen.G * seen.A
+    for value in (gamma, beta):
+        if value is not None:
+            if not _readable(value, x, values):
+                return None
+            differentiable = differentiable or value.requires_grad
+    real = None
+    if where is not None and (real := lengths(where, x, sets)) is None:
+        return None
+    task = (seen, float(eps), real, centered)
+    if not backend.takes(x, *task):
+        return None
+    moments: list[Any] = []
+    if differentiable and torch.is_grad_enabled():
+        y = Fused.apply(x, gamma, beta, task, plain, moments)
+    else:
+        y, *moments = backend.forward(x, gamma, beta, *task)
+
+    def measured() -> Moments:
+        mean, var = moments
+        count = _count(seen, real)
+        return Moments(count, mean, var * count)
+
+    return y, measured
+
+
+def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
+    """Whether a kernel can read γ or β: a plain tensor beside x, one value each."""
+    return (
+        type(parameter) in (Parameter, Tensor)
+        and parameter.device == x.device
+        and parameter.dtype in (torch.float32, x.dtype)
+        and parameter.numel() == values
+        and parameter.is_contiguous()
+    )
+
+
+def _count(seen: Work, real: Tensor | None) -> Any:
+    """How many values a set has: one number, or one a set where lengths differ."""
+    if real is None:
+        return seen.S * (seen.N if seen.batch else seen.A)
+    return real.sum() if seen.batch else (real * seen.A).repeat_interleave(seen.G)
+
+
+_off = 0
+
+
+@contextmanager
+def off() -> Iterator[None]:
+    """Within it every layer takes the plain path: for comparison."""
+    global _off
+    _off += 1
+    try:
+        yield
+    finally:
+        _off -= 1
+
+
+@cache
+def _backend(device: str) -> Any:
+    """The module of kernels for a kind of device, or None where it cannot run."""
+    name = {"cpu": "cpu", "cuda": "gpu"}.get(device)
+    if name is None:
+        return None
+    try:
+        return import_module(f"normbook.fast.{name}")
+    except ImportError:
+        return None

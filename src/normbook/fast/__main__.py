@@ -1,0 +1,28 @@
+"""Compile the kernels of this machine ahead of their first call.
+
+python -m normbook.fast
+"""
+
+from time import perf_counter
+
+import torch
+
+from normbook import fast
+
+
+def main() -> None:
+    """Compile for every device that is here; say how long each took."""
+    for device in ("cpu", "cuda"):
+        if device == "cuda" and not torch.cuda.is_available():
+            print("cuda: no such device here")
+        elif (backend := fast._backend(device)) is None:
+            needed = {"cpu": "numba", "cuda": "Triton"}[device]
+            print(f"{device}: no {needed} here, the plain path answers")
+        else:
+            begin = perf_counter()
+            backend.compile_ahead()
+            print(f"{device}: compiled in {perf_counter() - begin:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,583 @@
+"""The kernels of a CPU, in numba: what a value costs is its way from memory.
+
+Resident: a set is read from memory once. It stays in a cache while it is summed,
+centred and squared, and applied; so it serves every set up to `CACHE` values. Split:
+larger sets, and channels_last, where the values of a set are no neighbours. There the
+statistics of chunks that fit a cache are merged, and a second kernel reads x again.
+
+numba makes one function of each kernel for float32 and one for bfloat16; all sums are
+float32. No loop here asks a thread of numba for anything: `_run` cuts the work into
+ranges for as many threads as torch uses, and no cut changes the order of a sum.
+"""
+
+# mypy: allow-untyped-defs
+# numba finds the types of a kernel's arguments, most of them addresses and sizes.
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import extending, njit, types
+from torch import Tensor
+
+from normbook.fast import Work
+
+CACHE = 2**17  # values of a set that a second pass still finds in a cache
+CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
+ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
+PARTS = 64  # of the samples, each with its own sums of dγ and dβ
+F32 = np.float32
+
+intrinsic: Any = extending.intrinsic
+# Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
+# ("arcp" would make 1/√∞ a nan).
+kernel: Any = njit(
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+    fastmath={"reassoc", "nsz", "contract"},
+)
+
+
+@intrinsic
+def pointer(_: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to values of a type that the type of `like` stands for.
+
+    A float: float32. An integer: the bits of bfloat16. A boolean: int32.
+    """
+    value = {types.float64: types.float32, types.boolean: types.int32}.get(
+        types.unliteral(like), types.uint16
+    )
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        to = context.get_value_type(types.CPointer(value))
+        return builder.inttoptr(args[0], to)
+
+    return types.CPointer(value)(address, like), build
+
+
+@intrinsic
+def get(_: Any, p: Any, i: Any) -> Any:
+    """p[i] as float32; bfloat16 is its upper half."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        value = builder.load(builder.gep(args[0], [args[1]]))
+        if p.dtype == types.float32:
+            return value
+        bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.IntType(32)(16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(p, types.intp), build
+
+
+@intrinsic
+def put(_: Any, p: Any, i: Any, value: Any) -> Any:
+    """p[i] = value; to bfloat16 by rounding to the nearest, a tie to the even one."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        p, i, value = args
+        if signature.args[0].dtype != types.float32:
+            int32 = ir.IntType(32)
+            bits = builder.bitcast(value, int32)
+            odd = builder.and_(builder.lshr(bits, int32(16)), int32(1))
+            near = builder.add(builder.add(bits, int32(0x7FFF)), odd)
+            nan = builder.fcmp_unordered("uno", value, value)
+            near = builder.select(nan, int32(0x7FC00000), near)
+            value = builder.trunc(builder.lshr(near, int32(16)), ir.IntType(16))
+        builder.store(value, builder.gep(p, [i]))
+        return context.get_dummy_value()
+
+    signature = types.void(p, types.intp, types.float32)
+    return signature, build
+
+
+@kernel
+def add(p, i, value):
+    """p[i] += value, for float32."""
+    put(p, i, get(p, i) + value)
+
+
+@kernel
+def chunk(p, K, S, lengths):
+    """The sample of chunk p, the k-th of K of it, and its first and last position."""
+    n, k = p // K, p % K
+    first, end = S * k // K, S * (k + 1) // K
+    if lengths != 0:
+        end = max(first, min(end, pointer(lengths, True)[n]))
+    return n, first, end
+
+
+# Resident -----------------------------------------------------------------------------
+
+
+@kernel
+def forward_resident(
+    p0, p1, g0, g1, like, x, y, gamma, beta, mean, var, lengths, eps, centered,
+    P, N, G, A, S, batch,
+):  # fmt: skip
+    """Of each set of parts p0 to p1 and groups g0 to g1: μ, σ², y = γ·x_hat + β."""
+    x, y, number = pointer(x, like), pointer(y, like), lengths != 0
+    gamma, beta = pointer(gamma, 0.0), pointer(beta, 0.0)
+    mean, var = pointer(mean, 0.0), pointer(var, 0.0)
+    lengths = pointer(lengths, True)
+    samples = N if batch else 1
+    for first in range(N * p0 // P, N * p1 // P, samples):
+        for g in range(g0, g1):
+            at = g if batch else first * G + g
+            # Measured from the set's first value, a large mean costs no digits.
+            m, near, total = 0, get(x, (first * G + g) * A * S), F32(0)
+            for n in range(first, first + samples):
+                runs, run = (A, lengths[n]) if number else (1, A * S)
+                m += runs * run
+                for a in range(runs if centered else 0):
+                    start = ((n * G + g) * A + a) * S
+                    for i in range(start, start + run):
+                        total += get(x, i) - near
+            mu = near + total / F32(m) if centered else F32(0)
+            total = F32(0)
+            for n in range(first, first + samples):
+                runs, run = (A, lengths[n]) if number else (1, A * S)
+                for a in range(runs):
+                    start = ((n * G + g) * A + a) * S
+                    for i in range(start, start + run):
+                        d = get(x, i) - mu
+                        total += d * d
+            total /= F32(m)
+            put(mean, at, mu)
+            put(var, at, total)
+            rstd = F32(1) / np.sqrt(total + F32(eps))
+            for n in range(first, first + samples):
+                start = (n * G + g) * A * S
+                if S == 1:
+                    for a in range(A):
+                        scale = get(gamma, g * A + a) * rstd
+                        shift = get(beta, g * A + a)
+                        put(y, start + a, (get(x, start + a) - mu) * scale + shift)
+                    continue
+                run = lengths[n] if number else S
+                for c in range(g * A, (g + 1) * A):
+                    scale, shift = get(gamma, c) * rstd, get(beta, c)
+                    for i in range(start, start + run):
+                        put(y, i, (get(x, i) - mu) * scale + shift)
+                    for i in range(start + run, start + S):
+                        put(y, i, F32(0))
+                    start += S
+
+
+@kernel
+def backward_resident(
+    p0, p1, g0, g1, like, dy, x, dx, gamma, mean, var, d_gamma, d_beta, lengths, eps,
+    centered, P, N, G, A, S, batch,
+):  # fmt: skip
+    """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, and each part's share of dγ, dβ.
+
+    g = γ·dy. Samples of one part are summed in their order, the parts by the caller.
+    """
+    dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
+    gamma, mean, var = pointer(gamma, 0.0), pointer(mean, 0.0), pointer(var, 0.0)
+    d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
+    number, lengths = lengths != 0, pointer(lengths, True)
+    samples = N if batch else 1
+    for p in range(p0, p1):
+        for first in range(N * p // P, N * (p + 1) // P, samples):
+            for g in range(g0, g1):
+                at = g if batch else first * G + g
+                rstd = F32(1) / np.sqrt(get(var, at) + F32(eps))
+                mu = get(mean, at) if centered else F32(0)
+                m, sum_g, sum_gx = 0, F32(0), F32(0)
+                for n in range(first, first + samples):
+                    start = (n * G + g) * A * S
+                    run = lengths[n] if number else S
+                    m += A * run
+                    if S == 1:
+                        for a in range(A):
+                            scaled = get(gamma, g * A + a) * get(dy, start + a)
+                            sum_g += scaled
+                            sum_gx += scaled * (get(x, start + a) - mu)
+                        continue
+                    for c in range(g * A, (g + 1) * A):
+                        by_dy, by_x = F32(0), F32(0)
+                        for i in range(start, start + run):
+                            by_dy += get(dy, i)
+                            by_x += get(dy, i) * (get(x, i) - mu)
+                        sum_g += get(gamma, c) * by_dy
+                        sum_gx += get(gamma, c) * by_x
+                        add(d_beta, p * G * A + c, by_dy)
+                        add(d_gamma, p * G * A + c, by_x * rstd)
+                        start += S
+                # With d = x − μ: dx = (g − mean(g) − d·rstd²·mean(g·d))·rstd.
+                back = -sum_g / F32(m) * rstd if centered else F32(0)
+                along = -sum_gx / F32(m) * rstd * rstd * rstd
+                for n in range(first, first + samples):
+                    start = (n * G + g) * A * S
+                    if S == 1:
+                        for a in range(A):
+                            scaled = get(gamma, g * A + a) * get(dy, start + a) * rstd
+                            d = get(x, start + a) - mu
+                            put(dx, start + a, scaled + back + d * along)
+                        for a in range(A):
+                            c = (p * G + g) * A + a
+                            d = get(x, start + a) - mu
+                            add(d_gamma, c, get(dy, start + a) * d * rstd)
+                            add(d_beta, c, get(dy, start + a))
+                        continue
+                    run = lengths[n] if number else S
+                    for c in range(g * A, (g + 1) * A):
+                        scale = get(gamma, c) * rstd
+                        for i in range(start, start + run):
+                            d = get(x, i) - mu
+                            put(dx, i, get(dy, i) * scale + back + d * along)
+                        for i in range(start + run, start + S):
+                            put(dx, i, F32(0))
+                        start += S
+
+
+# Split --------------------------------------------------------------------------------
+
+
+@kernel
+def moments(p0, p1, c0, c1, like, x, mean, m2, lengths, K, C, S, last):
+    """Mean and Σ(x − mean)² of every channel in chunks of the samples, K of each."""
+    x, mean, m2 = pointer(x, like), pointer(mean, 0.0), pointer(m2, 0.0)
+    for p in range(p0, p1):
+        n, first, end = chunk(p, K, S, lengths)
+        m = F32(end - first)
+        if m == 0:
+            continue
+        if last:
+            start = (n * S + first) * C
+            for c in range(C):
+                put(mean, p * C + c, F32(0))
+                put(m2, p * C + c, F32(0))
+            for row in range(start, (n * S + end) * C, C):
+                for c in range(C):
+                    add(mean, p * C + c, get(x, row + c) - get(x, start + c))
+            for c in range(C):
+                put(mean, p * C + c, get(x, start + c) + get(mean, p * C + c) / m)
+            for row in range(start, (n * S + end) * C, C):
+                for c in range(C):
+                    d = get(x, row + c) - get(mean, p * C + c)
+                    add(m2, p * C + c, d * d)
+            continue
+        for c in range(c0, c1):
+            start = (n * C + c) * S
+            near, total, squares = get(x, start + first), F32(0), F32(0)
+            for i in range(start + first, start + end):
+                total += get(x, i) - near
+            mu = near + total / m
+            for i in range(start + first, start + end):
+                d = get(x, i) - mu
+                squares += d * d
+            put(mean, p * C + c, mu)
+            put(m2, p * C + c, squares)
+
+
+@kernel
+def merge(
+    means, m2s, gamma, mean, var, middle, scale, lengths, eps, K, N, G, A, S, batch
+):
+    """The moments of all chunks of a set, and y = (x − middle)·scale + β for channels.
+
+    Channels of (n, c), or of c.
+    """
+    means, m2s, gamma = pointer(means, 0.0), pointer(m2s, 0.0), pointer(gamma, 0.0)
+    middle, scale = pointer(middle, 0.0), pointer(scale, 0.0)
+    mean, var = pointer(mean, 0.0), pointer(var, 0.0)
+    C, samples = G * A, N if batch else 1
+    for at in range(G if batch else N * G):
+        n, g = (0, at) if batch else (at // G, at % G)
+        m, near, total, squares = 0, get(means, n * K * C + g * A), F32(0), F32(0)
+        for p in range(n * K, (n + samples) * K):
+            _, first, end = chunk(p, K, S, lengths)
+            m += (end - first) * A
+            for c in range(g * A, (g + 1) * A if end > first else g * A):
+                total += F32(end - first) * (get(means, p * C + c) - near)
+        mu = near + total / F32(m)
+        for p in range(n * K, (n + samples) * K):
+            _, first, end = chunk(p, K, S, lengths)
+            for c in range(g * A, (g + 1) * A if end > first else g * A):
+                d = get(means, p * C + c) - mu
+                squares += get(m2s, p * C + c) + F32(end - first) * d * d
+        put(mean, at, mu)
+        put(var, at, squares / F32(m))
+        rstd = F32(1) / np.sqrt(squares / F32(m) + F32(eps))
+        for c in range(n * C + g * A, n * C + (g + 1) * A):
+            put(middle, c, mu)
+            put(scale, c, get(gamma, c - n * C) * rstd)
+
+
+@kernel
+def apply(
+    p0, p1, c0, c1, like, x, y, mean, scale, beta, lengths, K, C, S, batch,
+    last,
+):  # fmt: skip
+    """y = (x − μ)·scale + β of chunks; μ and scale = γ·rstd of (n, c), or of c."""
+    x, y, beta = pointer(x, like), pointer(y, like), pointer(beta, 0.0)
+    mean, scale = pointer(mean, 0.0), pointer(scale, 0.0)
+    for p in range(p0, p1):
+        n, first, end = chunk(p, K, S, lengths)
+        own = 0 if batch else n * C
+        if last:
+            for row in range((n * S + first) * C, (n * S + end) * C, C):
+                for c in range(C):
+                    d = get(x, row + c) - get(mean, own + c)
+                    put(y, row + c, d * get(scale, own + c) + get(beta, c))
+            continue
+        for c in range(c0, c1):
+            start = (n * C + c) * S
+            mu, times, shift = get(mean, own + c), get(scale, own + c), get(beta, c)
+            for i in range(start + first, start + end):
+                put(y, i, (get(x, i) - mu) * times + shift)
+            for i in range(start + end, start + S * (p % K + 1) // K):
+                put(y, i, F32(0))
+
+
+@kernel
+def sums(
+    p0, p1, c0, c1, like, dy, x, mean, by_x, by_dy, lengths, K, C, S, batch,
+    last,
+):  # fmt: skip
+    """Σ dy·(x − μ) and Σ dy of chunks, for every channel."""
+    dy, x, mean = pointer(dy, like), pointer(x, like), pointer(mean, 0.0)
+    by_x, by_dy = pointer(by_x, 0.0), pointer(by_dy, 0.0)
+    for p in range(p0, p1):
+        n, first, end = chunk(p, K, S, lengths)
+        own = 0 if batch else n * C
+        if last:
+            for row in range((n * S + first) * C, (n * S + end) * C, C):
+                for c in range(C):
+                    d = get(x, row + c) - get(mean, own + c)
+                    add(by_x, p * C + c, get(dy, row + c) * d)
+                    add(by_dy, p * C + c, get(dy, row + c))
+            continue
+        for c in range(c0, c1):
+            start = (n * C + c) * S
+            mu, total_x, total = get(mean, own + c), F32(0), F32(0)
+            for i in range(start + first, start + end):
+                total += get(dy, i)
+                total_x += get(dy, i) * (get(x, i) - mu)
+            put(by_x, p * C + c, total_x)
+            put(by_dy, p * C + c, total)
+
+
+@kernel
+def merge_back(
+    by_x, by_dy, gamma, var, d_gamma, d_beta, scale, along, back, lengths, eps,
+    K, N, G, A, S, batch,
+):  # fmt: skip
+    """dγ and dβ, and dx = dy·scale + (x − μ)·along + back, for (n, c) or for c."""
+    by_x, by_dy, gamma = pointer(by_x, 0.0), pointer(by_dy, 0.0), pointer(gamma, 0.0)
+    var, scale, along = pointer(var, 0.0), pointer(scale, 0.0), pointer(along, 0.0)
+    back, d_gamma = pointer(back, 0.0), pointer(d_gamma, 0.0)
+    d_beta = pointer(d_beta, 0.0)
+    C, samples = G * A, N if batch else 1
+    for at in range(G if batch else N * G):
+        n, g = (0, at) if batch else (at // G, at % G)
+        rstd = F32(1) / np.sqrt(get(var, at) + F32(eps))
+        m, sum_g, sum_gx = 0, F32(0), F32(0)
+        for p in range(n * K, (n + samples) * K):
+            _, first, end = chunk(p, K, S, lengths)
+            m += (end - first) * A
+            for c in range(g * A, (g + 1) * A):
+                sum_g += get(gamma, c) * get(by_dy, p * C + c)
+                sum_gx += get(gamma, c) * get(by_x, p * C + c)
+                add(d_gamma, c, get(by_x, p * C + c) * rstd)
+                add(d_beta, c, get(by_dy, p * C + c))
+        for c in range(n * C + g * A, n * C + (g + 1) * A):
+            put(scale, c, get(gamma, c - n * C) * rstd)
+            put(along, c, -sum_gx / F32(m) * rstd * rstd * rstd)
+            put(back, c, -sum_g / F32(m) * rstd)
+
+
+@kernel
+def apply_back(
+    p0, p1, c0, c1, like, dy, x, dx, mean, scale, along, back, lengths, K, C, S, batch,
+    last,
+):  # fmt: skip
+    """dx of chunks from what `merge_back` found."""
+    dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
+    mean, scale = pointer(mean, 0.0), pointer(scale, 0.0)
+    along, back = pointer(along, 0.0), pointer(back, 0.0)
+    for p in range(p0, p1):
+        n, first, end = chunk(p, K, S, lengths)
+        own = 0 if batch else n * C
+        if last:
+            for row in range((n * S + first) * C, (n * S + end) * C, C):
+                for c in range(C):
+                    d = (get(x, row + c) - get(mean, own + c)) * get(along, own + c)
+                    g = get(dy, row + c) * get(scale, own + c)
+                    put(dx, row + c, g + d + get(back, own + c))
+            continue
+        for c in range(c0, c1):
+            start, at = (n * C + c) * S, own + c
+            mu, times = get(mean, at), get(scale, at)
+            slope, shift = get(along, at), get(back, at)
+            for i in range(start + first, start + end):
+                put(dx, i, get(dy, i) * times + (get(x, i) - mu) * slope + shift)
+            for i in range(start + end, start + S * (p % K + 1) // K):
+                put(dx, i, F32(0))
+
+
+# The backend --------------------------------------------------------------------------
+
+
+def takes(
+    x: Tensor, work: Work, eps: float, lengths: Tensor | None, centered: bool
+) -> bool:
+    """Whether `forward` gives what the plain formula gives."""
+    return x.dtype != torch.float16 and (lengths is None or work.S > 1)
+
+
+def forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    work: Work,
+    eps: float,
+    lengths: Tensor | None,
+    centered: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """y and the moments of every set."""
+    N, G, A, S, batch, last = work
+    y, C, like = torch.empty_like(x), G * A, _like(x)
+    mean, var = torch.empty(work.sets), torch.empty(work.sets)
+    gamma = torch.ones(C) if gamma is None else gamma.float()
+    beta = torch.zeros(C) if beta is None else beta.float()
+    if _resident(work):
+        P = 1 if batch else min(N, PARTS)
+        at = _at(x, y, gamma, beta, mean, var, lengths)
+        _run(forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
+        return y, mean if centered else None, var
+    N, K, S = _chunks(work)
+    groups = 1 if last else C
+    means, m2s = torch.zeros(N * K, C), torch.zeros(N * K, C)
+    middle, scale = torch.empty(work.sets * A), torch.empty(work.sets * A)
+    at = _at(x, means, m2s, lengths)
+    _run(moments, x, N * K, groups, like, *at, K, C, S, last)
+    at = _at(means, m2s, gamma, mean, var, middle, scale, lengths)
+    merge(*at, eps, K, N, G, A, S, batch)
+    at = _at(x, y, middle, scale, beta, lengths)
+    _run(apply, x, N * K, groups, like, *at, K, C, S, batch, last)
+    return y, mean, var
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor,
+    work: Work,
+    eps: float,
+    lengths: Tensor | None,
+    centered: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, γ and β."""
+    N, G, A, S, batch, last = work
+    dx, C, like = torch.empty_like(x), G * A, _like(x)
+    if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
+        dy = torch.empty_like(x).copy_(dy)
+    wide = torch.ones(C) if gamma is None else gamma.float()
+    if _resident(work):
+        # As many parts as pay for their sums. The shape alone decides, so that any
+        # number of threads gives the same gradients.
+        P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
+        d_gamma, d_beta = torch.zeros(P, C), torch.zeros(P, C)
+        at = _at(dy, x, dx, wide, mean, var, d_gamma, d_beta, lengths)
+        _run(backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
+        return dx, _whole(d_gamma, gamma), _whole(d_beta, beta)
+    N, K, S = _chunks(work)
+    groups = 1 if last else C
+    d_gamma, d_beta = torch.zeros(1, C), torch.zeros(1, C)
+    by_x, by_dy = torch.zeros(N * K, C), torch.zeros(N * K, C)
+    scale, along, back = (torch.empty(work.sets * A) for _ in range(3))
+    middle = mean if A == 1 or mean is None else mean.repeat_interleave(A)
+    at = _at(dy, x, middle, by_x, by_dy, lengths)
+    _run(sums, x, N * K, groups, like, *at, K, C, S, batch, last)
+    at = _at(by_x, by_dy, wide, var, d_gamma, d_beta, scale, along, back, lengths)
+    merge_back(*at, eps, K, N, G, A, S, batch)
+    at = _at(dy, x, dx, middle, scale, along, back, lengths)
+    _run(apply_back, x, N * K, groups, like, *at, K, C, S, batch, last)
+    return dx, _whole(d_gamma, gamma), _whole(d_beta, beta)
+
+
+def _resident(work: Work) -> bool:
+    """Whether the values of a set are neighbours, or runs of them, and fit a cache."""
+    if work.channels_last:
+        return False
+    return work.S == 1 or work.S * (work.N if work.batch else work.A) <= CACHE
+
+
+def _chunks(work: Work) -> tuple[int, int, int]:
+    """N, K, S: the S positions of every sample in K chunks.
+
+    A batch of rows of channels is one sample: its rows are as good as positions.
+    """
+    N, G, A, S, batch, last = work
+    if last and batch:
+        N, S = 1, N * S
+    run = max(1, min(ROWS, CHUNK // (G * A))) if last else CHUNK
+    return N, -(-S // run), S
+
+
+def _like(x: Tensor) -> Any:
+    """What `pointer` shall take for a value of x's type."""
+    return 1.0 if x.dtype == torch.float32 else 1
+
+
+def _at(*tensors: Tensor | None) -> list[int]:
+    """Where they begin in memory; 0 for none."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _whole(parts: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """The sum of the parts as a gradient of this parameter."""
+    if parameter is None:
+        return None
+    whole = parts[0] if len(parts) == 1 else parts.sum(0)
+    if parameter.dim() > 1:
+        whole = whole.view(parameter.shape)
+    return whole if parameter.dtype == torch.float32 else whole.to(parameter.dtype)
+
+
+@cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "normbook")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a fork has no helpers
+
+
+def _run(
+    kernel: Callable[..., None], x: Tensor, parts: int, groups: int, *to: Any
+) -> None:
+    """Call the kernel on ranges of parts, or of groups: one for each of our threads."""
+    threads = min(torch.get_num_threads(), 1 + x.numel() // CHUNK)
+    if threads == 1:
+        kernel(0, parts, 0, groups, *to)
+        return
+    most = max(parts, groups)
+    cuts = pairwise(most * thread // threads for thread in range(threads + 1))
+    own, *others = (
+        (a, b, 0, groups) if parts == most else (0, parts, a, b) for a, b in cuts
+    )
+    waiting = [_helpers(threads - 1).submit(kernel, *cut, *to) for cut in others]
+    kernel(*own, *to)
+    for other in waiting:
+        other.result()
+
+
+def compile_ahead() -> None:
+    """Compile every kernel, for float32 and bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for last in (False, True):
+            x, work = torch.zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
+            _, mean, var = forward(x, None, None, work, 1.0, None, True)
+            backward(x, x, None, None, mean, var, work, 1.0, None, True)

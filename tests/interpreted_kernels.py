@@ -1,0 +1,235 @@
+"""The GPU's kernels in Triton's interpreter, behind the layers, beside float64.
+
+`test_fast_gpu` runs this file in a process of its own: Triton reads TRITON_INTERPRET
+when it decorates a kernel.
+"""
+
+import copy
+
+import pytest
+import torch
+from conftest import TOLERANCE, error
+
+from normbook import fast
+from normbook import nn as nb
+from normbook.fast import gpu
+
+# Sets of odd sizes, of one block and of several; N, channels, positions.
+SHAPES = [(3, 4, 5, 7), (5, 4, 1, 3), (2, 8, 3, 1)]
+LAYERS = {
+    "BatchNorm": lambda shape: nb.BatchNorm(shape[1]),
+    "InstanceNorm": lambda shape: nb.InstanceNorm(
+        shape[1], affine=True, track_running_stats=True
+    ),
+    "LayerNorm": lambda shape: nb.LayerNorm(shape[1:]),
+    "GroupNorm": lambda shape: nb.GroupNorm(2, shape[1]),
+    "RMSNorm": lambda shape: nb.RMSNorm(shape[-2:], eps=1e-5),
+}
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """The kernels behind the layers, on as many processors as keep this file quick.
+
+    Lists the work of every forward call.
+    """
+    found = []
+
+    def forward(x, gamma, beta, work, *rest):
+        found.append(work)
+        return kernels(x, gamma, beta, work, *rest)
+
+    kernels = gpu.forward
+    monkeypatch.setattr(gpu, "forward", forward)
+    monkeypatch.setattr(gpu, "_device", lambda index: (1, True))
+    monkeypatch.setattr(fast, "_backend", lambda device: gpu)
+    return found
+
+
+def ready(layer, dtype):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(0.5, 2.0, generator=generator)
+    return layer.to(dtype)
+
+
+def run(layer, x, dy, *where):
+    x = x.detach().requires_grad_()
+    y = layer(x, *where)
+    y.backward(dy)
+    found = [y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+    return [value.detach() for value in found]
+
+
+def compare(layer, x, dy, *where, times=1.0):
+    """The layer by kernels beside a copy of it in float64, which no kernel takes."""
+    exact = copy.deepcopy(layer).double()
+    got = run(layer, x, dy, *where)
+    want = run(exact, x.double(), dy.double(), *where)
+    assert got[0].stride() == got[1].stride() == x.stride()
+    assert got[0].dtype == got[1].dtype == x.dtype
+    for value, true in zip(got, want, strict=True):
+        name = str(value.dtype).removeprefix("torch.")
+        assert error(value, true) <= times * TOLERANCE.get(name, 0)
+    return got
+
+
+def data(shape, dtype=torch.float32, channels_last=False, mean=1.0):
+    generator = torch.Generator().manual_seed(1)
+    x, dy = torch.randn(2, *shape, generator=generator)
+    x, dy = (x + mean).to(dtype), dy.to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    return x, dy
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layers(name, shape, channels_last, calls):
+    if name in ("LayerNorm", "RMSNorm") and channels_last:
+        pytest.skip("the trailing axes are not whole in this layout")
+    layer = ready(LAYERS[name](shape), torch.float32)
+    compare(layer, *data(shape, torch.float32, channels_last))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("parameters", ["float32", "the same"])
+def test_dtypes(name, dtype, parameters, calls):
+    shape = SHAPES[0]
+    layer = ready(LAYERS[name](shape), torch.float32)
+    if parameters == "the same":
+        layer = layer.to(dtype)
+    # The interpreter cuts bfloat16 off as it stores it, where a GPU rounds.
+    compare(layer, *data(shape, dtype), times=2)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("width", [1, 2, 33, 1000, 3000])
+@pytest.mark.parametrize("kind", [nb.LayerNorm, nb.RMSNorm])
+def test_rows_of_any_width(kind, width, calls):
+    layer = ready(kind(width, eps=1e-5), torch.float32)
+    compare(layer, *data((7, width)))
+    assert len(calls) == 1
+
+
+# Beside each other: sets that stay in registers, sums for γ that do not, and neither.
+LIMITS = {"FORWARD": 16, "BACKWARD": 8, "SUMS": 8}
+SPLIT = {
+    "LayerNorm": (lambda: nb.LayerNorm(150), (2, 150)),
+    "RMSNorm": (lambda: nb.RMSNorm([3, 50], eps=1e-5), (3, 3, 50)),
+    "GroupNorm": (lambda: nb.GroupNorm(2, 4), (2, 4, 7, 11)),
+    "GroupNorm of (N, C)": (lambda: nb.GroupNorm(2, 140), (2, 140)),
+    "InstanceNorm": (lambda: nb.InstanceNorm(3, affine=True), (2, 3, 7, 11)),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
+    layer, shape = SPLIT[name]
+    if layout == "channels_last" and len(shape) != 4:
+        pytest.skip("only maps have that layout")
+    for limit, value in LIMITS.items():
+        monkeypatch.setattr(gpu, limit, value)
+    tile = gpu._View.tile
+    monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
+    monkeypatch.setattr(gpu, "_forward", None)
+    monkeypatch.setattr(gpu, "_backward", None)
+    compare(
+        ready(layer(), torch.float32),
+        *data(shape, channels_last=layout != "contiguous"),
+    )
+    assert len(calls) == 1
+
+
+def test_sums_too_many_for_the_registers(monkeypatch):
+    monkeypatch.setattr(gpu, "SUMS", 32)
+    compare(ready(nb.LayerNorm(50), torch.float32), *data((5, 50)))
+    compare(ready(nb.GroupNorm(2, 120), torch.float32), *data((5, 120)))
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (7, 67)])
+def test_batch_norm_of_vectors(shape, calls):
+    compare(ready(nb.BatchNorm(shape[1]), torch.float32), *data(shape))
+    assert calls[0].channels_last
+
+
+MASKABLE = ["BatchNorm", "InstanceNorm", "GroupNorm"]
+REAL = torch.arange(9) < torch.tensor([9, 2, 5])[:, None, None]
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("split", [False, True])
+def test_lengths(name, split, calls, monkeypatch):
+    if split:
+        monkeypatch.setattr(gpu, "FORWARD", 2)
+        monkeypatch.setattr(gpu, "BACKWARD", 1)
+    x, dy = data((3, 4, 9))
+    layer = ready(LAYERS[name]((3, 4, 9)), torch.float32)
+    clean = compare(copy.deepcopy(layer), x, dy, REAL)
+    assert len(calls) == 1
+    assert not clean[0].masked_select(~REAL).any()
+    nan = float("nan")
+    dirty = run(layer, torch.where(REAL, x, nan), torch.where(REAL, dy, nan), REAL)
+    assert all(map(torch.equal, clean, dirty))
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm", "LayerNorm"])
+@pytest.mark.parametrize("affine", ["none", "γ", "β"])
+def test_without_parameters(name, affine):
+    layer = ready(LAYERS[name](SHAPES[0]), torch.float32)
+    layer.weight = layer.weight if affine == "γ" else None
+    layer.bias = layer.bias if affine == "β" else None
+    compare(layer, *data(SHAPES[0]))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_that_come_in_other_strides(name):
+    layer = ready(LAYERS[name](SHAPES[1]), torch.float32)
+    x, dy = data(SHAPES[1])
+    compare(copy.deepcopy(layer), x, dy[:1, :1].expand_as(x))
+    compare(layer, x, dy.mT.contiguous().mT)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives(name):
+    layer = ready(LAYERS[name](SHAPES[1]), torch.float32)
+    x, dy = data(SHAPES[1])
+
+    def twice(layer, x, dy):
+        x = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad((layer(x) * dy).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx**2).sum(), [x, layer.weight])
+
+    got = twice(layer, x, dy)
+    want = twice(copy.deepcopy(layer).double(), x.double(), dy.double())
+    for value, true in zip(got, want, strict=True):
+        assert error(value, true) < 10 * TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("split", [False, True])
+def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
+    """E[x²] − E[x]² keeps no digit here."""
+    if split:
+        for limit in LIMITS:
+            monkeypatch.setattr(gpu, limit, 2)
+    if name == "RMSNorm":
+        pytest.skip("it takes no mean away")
+    layer = LAYERS[name](SHAPES[0])
+    x, _ = data(SHAPES[0], mean=1e4)
+    want = copy.deepcopy(layer).double()(x.double())
+    assert error(layer(x), want) < 1e-3
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_same_bits_again(name):
+    x, dy = data(SHAPES[1])
+    first, again = (
+        run(ready(LAYERS[name](SHAPES[1]), torch.float32), x, dy) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, again))

@@ -1,0 +1,402 @@
+"""fast: who answers, the kernel or the plain path, and that it is the same answer."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOLERANCE, error
+
+pytest.importorskip("numba")
+
+from normbook import fast
+from normbook import nn as nb
+from normbook.fast import cpu
+from normbook.functional import InputError
+
+LAYERS = {
+    "BN": (lambda: nb.BatchNorm(4), (3, 4, 5, 6)),
+    "BN of vectors": (lambda: nb.BatchNorm(4), (6, 4)),
+    "IN": (lambda: nb.InstanceNorm(4, affine=True), (3, 4, 5, 6)),
+    "GN": (lambda: nb.GroupNorm(2, 4), (3, 4, 5, 6)),
+    "LN": (lambda: nb.LayerNorm(6), (3, 4, 5, 6)),
+    "LN of two axes": (lambda: nb.LayerNorm((5, 6)), (3, 4, 5, 6)),
+    "RMSNorm": (lambda: nb.RMSNorm(6), (3, 4, 5, 6)),
+}
+EVERY = pytest.mark.parametrize("name", LAYERS)
+
+
+def build(name, **factory):
+    make, shape = LAYERS[name]
+    generator = torch.Generator().manual_seed(5)
+    layer = make()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(0.5, 2, generator=generator)
+    x = 2 + 3 * torch.randn(shape, generator=generator)
+    return layer.to(**factory), x.to(**factory)
+
+
+def results(layer, x, **given):
+    """y and all first gradients for a random dy."""
+    x = x.detach().requires_grad_()
+    y = layer(x, **given)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(6)).to(y)
+    return y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the backend's functions, as they are called."""
+    seen = []
+    for name in ("forward", "backward"):
+
+        def spy(*args, name=name, real=getattr(cpu, name)):
+            seen.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(cpu, name, spy)
+    return seen
+
+
+def same(got, want, dtype="float32"):
+    return all(
+        error(a, b) <= 2 * TOLERANCE[dtype] for a, b in zip(got, want, strict=True)
+    )
+
+
+@EVERY
+def test_a_layer_asks_a_kernel_and_gets_the_plain_answer(name, calls):
+    layer, x = build(name)
+    got = results(layer, x)
+    assert calls == ["forward", "backward"]
+    with fast.off():
+        want = results(layer, x)
+    assert calls == ["forward", "backward"]
+    assert same(got, want)
+
+
+@EVERY
+def test_without_gradients(name, calls):
+    layer, x = build(name)
+    with fast.off():
+        want = layer(x)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            y = layer(x)
+        assert not y.requires_grad
+        assert error(y, want.detach()) <= TOLERANCE["float32"]
+    assert calls == ["forward"] * 2
+
+
+@EVERY
+def test_only_what_needs_a_gradient_gets_one(name):
+    layer, x = build(name)
+    layer.requires_grad_(False)
+    assert not layer(x).requires_grad
+    x.requires_grad_()
+    layer(x).pow(3).sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def changed(change):
+    return lambda layer, x: (layer, change(x))
+
+
+PLAIN = {
+    "float64": lambda layer, x: (layer.double(), x.double()),
+    "float16": lambda layer, x: (layer.half(), x.half()),
+    "strides": changed(lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)),
+    "negative": changed(lambda x: torch._neg_view(-x)),
+    "γ in float64": lambda layer, x: (layer.double(), x),
+    "a subclass": changed(lambda x: x.as_subclass(Mine)),
+}
+
+
+class Mine(torch.Tensor):
+    """A tensor that a library made its own."""
+
+
+@EVERY
+@pytest.mark.parametrize("case", PLAIN)
+def test_the_plain_path_answers_the_rest(name, case, calls):
+    layer, x = PLAIN[case](*build(name))
+    if case == "γ in float64" and name == "RMSNorm":
+        layer.weight.data = layer.weight.data.double()
+    got = results(layer, x)
+    assert calls == []
+    with fast.off():
+        assert all(map(torch.equal, got, results(layer, x)))
+
+
+@EVERY
+def test_bfloat16(name, calls):
+    layer, x = build(name, dtype=torch.bfloat16)
+    got = results(layer, x)
+    assert calls == ["forward", "backward"]
+    assert all(value.dtype == torch.bfloat16 for value in got)
+    with fast.off():
+        assert same(got, results(layer, x), "bfloat16")
+
+
+def test_an_empty_batch_and_too_few_values(calls):
+    assert nb.LayerNorm(4)(torch.empty(0, 4)).shape == (0, 4)
+    assert nb.BatchNorm(4)(torch.empty(0, 4, 3)).shape == (0, 4, 3)
+    for layer, shape in (
+        (nb.BatchNorm(4), (1, 4)),
+        (nb.GroupNorm(4, 4), (2, 4)),
+        (nb.InstanceNorm(4), (2, 4, 1)),
+    ):
+        with pytest.raises(InputError, match="more than 1 value"):
+            layer(torch.zeros(shape))
+    assert calls == []
+
+
+def test_an_epsilon_that_is_no_number_is_refused_as_ever():
+    with pytest.raises(TypeError):
+        nb.LayerNorm(4, eps="small")(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("name", ["BN", "IN", "GN"])
+def test_masks(name, calls):
+    """A run of lengths asks a kernel; a hole, or another axis, the plain path."""
+    layer, _ = build(name)
+    x = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(8))
+    lengths = torch.tensor([7, 4, 2])
+    where = (torch.arange(7) < lengths[:, None])[:, None]
+    holes = where.clone()
+    holes[0, 0, 3] = False
+    masks = [(where, 2), (holes, 0), (where.expand(3, 4, 7).clone(), 0)]
+    for mask, number in masks:
+        calls.clear()
+        got = results(layer, x, where=mask)
+        assert len(calls) == number
+        with fast.off():
+            assert same(got, results(layer, x, where=mask))
+
+
+@pytest.mark.parametrize("name", ["BN", "IN", "GN"])
+def test_masks_that_leave_too_few_values_raise(name):
+    layer, _ = build(name)
+    where = torch.zeros(3, 1, 7, dtype=torch.bool)
+    if name == "BN":
+        where[0, 0, 0] = True
+    else:
+        where[1:] = True
+    with pytest.raises(InputError, match="more than 1 value"):
+        layer(torch.randn(3, 4, 7), where=where)
+
+
+@EVERY
+def test_second_derivatives(name):
+    """Those of the plain path; the kernel's own gradient stands in the first."""
+    layer, x = build(name)
+    found = []
+    for plain in (False, True):
+        inputs = [x.clone().requires_grad_(), *layer.parameters()]
+        generator = torch.Generator().manual_seed(9)
+        dy = torch.randn(x.shape, generator=generator, requires_grad=True)
+        with fast.off() if plain else torch.enable_grad():
+            y = layer(inputs[0])
+        first = torch.autograd.grad(y, inputs, dy, create_graph=True)
+        loss = sum(
+            (value * torch.randn(value.shape, generator=generator)).sum()
+            for value in first
+        )
+        found.append(
+            [*first, *torch.autograd.grad(loss, [*inputs, dy], allow_unused=True)]
+        )
+    for got, want in zip(*found, strict=True):
+        assert (got is None) == (want is None)
+        assert got is None or error(got, want) <= 5 * TOLERANCE["float32"]
+
+
+@EVERY
+def test_transforms_take_the_plain_path(name, calls):
+    layer, x = build(name)
+    layer.eval() if name.startswith("BN") else None
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        y = torch.func.functional_call(layer, parameters, x)
+        return y.pow(3).sum()
+
+    want = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    calls.clear()
+    got = torch.func.grad(loss)({k: v.detach() for k, v in parameters.items()}, x)
+    assert calls == []
+    assert same(got.values(), want)
+
+
+@EVERY
+def test_forward_mode_is_never_dropped(name):
+    """The plain path has no forward mode and says so; no kernel answers in its place.
+
+    With nothing that needs a gradient, a kernel would lose the tangent without a word.
+    """
+    layer, x = build(name)
+    layer.requires_grad_(False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="forward mode|jvp"):
+            layer(dual)
+
+
+@EVERY
+def test_meta_tensors(name, calls):
+    layer, x = build(name)
+    y = layer.to("meta")(x.to("meta"))
+    assert y.shape == x.shape
+    assert y.device.type == "meta"
+    assert calls == []
+
+
+@pytest.mark.parametrize("name", ["BN", "IN"])
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.3])
+def test_running_statistics(name, momentum, calls):
+    make = nb.BatchNorm if name == "BN" else nb.InstanceNorm
+    ours = make(4, momentum=momentum, track_running_stats=True)
+    plain = copy.deepcopy(ours)
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.tensor([7, 4, 2])
+    where = (torch.arange(7) < lengths[:, None])[:, None]
+    for mask in (None, where, None):
+        x = 5 + torch.randn(3, 4, 7, generator=generator)
+        ours(x, where=mask)
+        with fast.off():
+            plain(x, where=mask)
+    assert calls == ["forward"] * 3
+    for buffer, want in zip(ours.buffers(), plain.buffers(), strict=True):
+        assert error(buffer, want) <= TOLERANCE["float32"]
+    assert momentum == 0 or not torch.equal(ours.running_mean, torch.zeros(4))
+
+
+def test_a_value_changed_before_backward_raises():
+    layer, x = build("LN")
+    x.requires_grad_()
+    y = layer(x * 1)
+    changed = x * 1
+    y = layer(changed)
+    changed += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_off_may_be_nested(calls):
+    layer, x = build("GN")
+    with fast.off():
+        with pytest.raises(KeyError), fast.off():
+            raise KeyError
+        layer(x)
+    assert calls == []
+    layer(x)
+    assert calls == ["forward"]
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_the_state_of_torch_is_left_as_found(flush):
+    """Denormals, torch's threads and, if it is loaded, numba's."""
+    import numba
+
+    layer, x = build("GN")
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_flush_denormal(flush)
+    try:
+        results(layer, x)
+        results(layer, torch.randn(64, 4, 40, 40))
+        denormal = torch.tensor([1e-39]) * 0.5
+        assert bool(denormal == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
+    assert (torch.get_num_threads(), numba.get_num_threads()) == before
+
+
+def test_denormals_are_kept():
+    """x of denormals has mean and variance; with ε = 0 nothing of it may be flushed."""
+    x = torch.tensor([[1.0, 3.0]]) * 1e-39
+    y, mean, _ = cpu.forward(x, None, None, fast.Work(1, 1, 2, 1), 1.0, None, True)
+    assert error(mean / 1e-39, torch.tensor([2.0])) < 1e-5
+    assert y[0, 1] == -y[0, 0] > 0
+
+
+def test_a_fork_has_threads_of_its_own():
+    """A process that was forked after threads were used must not wait for them."""
+    code = """
+import os, torch
+from normbook import nn as nb
+torch.set_num_threads(2)
+layer, x = nb.GroupNorm(2, 4), torch.randn(64, 4, 40, 40)
+want = layer(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(layer(x), want) else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code).split() == ["0"]
+
+
+def test_without_numba_the_plain_path_answers():
+    code = """
+import sys
+sys.modules["numba"] = None
+import torch
+from normbook import fast, nn as nb
+assert fast._backend("cpu") is None
+y = nb.LayerNorm(4)(torch.tensor([[1.0, 2.0, 3.0, 6.0]]))
+print([round(value, 3) for value in y[0].tolist()])
+from normbook.fast.__main__ import main
+main()
+"""
+    said = run(code)
+    assert "[-1.069, -0.535, 0.0, 1.604]" in said
+    assert "cpu: no numba here" in said
+
+
+def test_importing_the_layers_imports_no_compiler():
+    """numba comes with the first call, Triton with the first on a GPU."""
+    code = "import sys, normbook.nn; print({'numba', 'triton'} & {*sys.modules})"
+    assert run(code).strip() == "set()"
+
+
+def test_compile_ahead_leaves_nothing_to_compile(tmp_path):
+    """A second process with the same cache compiles no kernel of these layers."""
+    code = """
+from numba.core import event
+import torch
+compiled = []
+class Listener(event.Listener):
+    def on_start(self, what): compiled.append(what.data["dispatcher"].py_func.__name__)
+    def on_end(self, what): pass
+event.register("numba:compile", Listener())
+from normbook import nn as nb
+for dtype in (torch.float32, torch.bfloat16):
+    for last in (False, True):
+        for layer in (nb.BatchNorm(4), nb.GroupNorm(2, 4), nb.LayerNorm(6)):
+            x = torch.randn(3, 4, 5, 6).to(dtype)
+            if last and not isinstance(layer, nb.LayerNorm):
+                x = x.contiguous(memory_format=torch.channels_last)
+            layer.to(dtype)(x.requires_grad_()).sum().backward()
+print(len(compiled))
+"""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert "cpu: compiled in" in run("-m normbook.fast", **cache)
+    assert run(code, **cache).split() == ["0"]
+
+
+def run(code, **environment):
+    """What this code, or `-m module`, prints in a process of its own."""
+    arguments = code.split() if code.startswith("-m") else ["-c", code]
+    source = str(Path(fast.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        env={**os.environ, "PYTHONPATH": source, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

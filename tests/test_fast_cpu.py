@@ -1,0 +1,360 @@
+"""fast.cpu: every kernel beside the plain formula in float64."""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import TOLERANCE, error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba")
+
+from normbook import fast, functional
+from normbook.fast import cpu
+
+EPS = 1e-5
+BOTH = ("float32", "bfloat16")
+
+
+class Method(NamedTuple):
+    """A normalization: its sets, its plain formula and that formula's VJP."""
+
+    sets: Any
+    plain: Any
+    vjp: Any
+    settings: tuple[Any, ...] = ()  # between x and γ, as group norm's groups
+    keywords: tuple[tuple[str, Any], ...] = ()
+    least: int = 2  # axes
+    centered: bool = True
+
+    def values(self, shape):
+        """The shape of γ and β."""
+        return tuple(shape[axis] for axis in self.sets(shape).param)
+
+
+def group(groups):
+    return Method(
+        lambda shape: functional.group_sets(shape, groups),
+        functional.group_norm,
+        functional.group_norm_vjp,
+        (groups,),
+    )
+
+
+def layer(*axes):
+    return Method(
+        lambda shape: functional.layer_sets(shape, axes),
+        functional.layer_norm,
+        functional.layer_norm_vjp,
+        keywords=(("axes", axes),),
+        least=len(axes),
+    )
+
+
+METHODS = {
+    "BN": Method(
+        functional.batch_sets, functional.batch_norm, functional.batch_norm_vjp
+    ),
+    "IN": Method(
+        functional.instance_sets,
+        functional.instance_norm,
+        functional.instance_norm_vjp,
+        least=3,
+    ),
+    "GN1": group(1),
+    "GN2": group(2),
+    "LN": layer(-1),
+    "LN of two axes": layer(-2, -1),
+    "RMSNorm": layer(-1)._replace(
+        plain=functional.rms_norm, vjp=functional.rms_norm_vjp, centered=False
+    ),
+}
+# Odd and even, one, more than one vector or one chunk, one sample, five axes.
+SHAPES = [
+    (3, 4),
+    (5, 2, 1, 3),
+    (1, 4, 2, 2, 3),
+    (2, 6, 37),
+    (70, 2, 9),
+    (3, 8, 16, 17),
+    (2, 2, 300, 301),
+    (3, 1200),
+]
+# What one chunk and one part hold, made small, so that small shapes need many.
+SMALL = {"CACHE": 6, "CHUNK": 40, "ROWS": 5, "PARTS": 3}
+
+
+class Case(NamedTuple):
+    """A method's inputs, made for one seed."""
+
+    method: Method
+    x: torch.Tensor
+    dy: torch.Tensor
+    gamma: torch.Tensor | None
+    beta: torch.Tensor | None
+    lengths: torch.Tensor | None = None
+
+    def ours(self):
+        """y, dx, dγ, dβ, mean and var of the kernels."""
+        method, x = self.method, self.x
+        seen = fast.work(x, method.sets(x.shape))
+        assert seen is not None
+        task = (seen, EPS, self.lengths, method.centered)
+        assert cpu.takes(x, *task)
+        y, mean, var = cpu.forward(x, self.gamma, self.beta, *task)
+        gradients = cpu.backward(self.dy, x, self.gamma, self.beta, mean, var, *task)
+        assert y.stride() == gradients[0].stride() == x.stride()
+        assert mean is None or mean.shape == (seen.sets,)
+        return y, *gradients, mean, var
+
+    def wanted(self):
+        """The same of the plain formula in float64."""
+        method, where = self.method, None
+        x, dy, gamma, beta = (
+            None if value is None else value.double()
+            for value in (self.x, self.dy, self.gamma, self.beta)
+        )
+        sets = method.sets(x.shape)
+        if self.lengths is not None:
+            where = torch.arange(x.shape[-1]) < self.lengths[:, None, None]
+        given = {"eps": EPS, **dict(method.keywords)}
+        if where is not None:
+            given["where"] = where
+        parameters = (gamma, beta) if method.centered else (gamma,)
+        y = method.plain(x, *method.settings, *parameters, **given)
+        gradients = method.vjp(dy, x, *method.settings, *parameters, **given)
+        if not method.centered:
+            return y, *gradients, None, x.pow(2).mean(sets.axes).flatten()
+        moments = functional.moments(x, sets, where)
+        return y, *gradients, moments.mean.flatten(), moments.var().flatten()
+
+    def agrees(self, times=1.0):
+        """Whether all of it is equal, to the tolerance of each result's dtype.
+
+        The roundings of a long sum grow as the root of its length.
+        """
+        times *= max(1.0, self.x.numel() / 1e5) ** 0.5
+        names = ("y", "dx", "dγ", "dβ", "mean", "var")
+        for name, got, want in zip(names, self.ours(), self.wanted(), strict=True):
+            assert (got is None) == (want is None), name
+            if got is not None:
+                allowed = times * TOLERANCE[str(got.dtype).removeprefix("torch.")]
+                assert error(got, want) <= allowed, (name, error(got, want), allowed)
+        return True
+
+
+def make(
+    method, shape, dtype="float32", parameters="own", mean=2.0, last=False, lengths=None
+):
+    """A case. parameters: of x's dtype, of float32, or none."""
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    dtype = getattr(torch, dtype)
+    x, dy = (mean + 3 * normal(*shape)).to(dtype), normal(*shape).to(dtype)
+    if last:
+        layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+    gamma = beta = None
+    if parameters != "none":
+        own = dtype if parameters == "own" else torch.float32
+        gamma = (1 + normal(*method.values(shape)) / 2).to(own)
+        beta = normal(*method.values(shape)).to(own) if method.centered else None
+    return Case(method, x, dy, gamma, beta, lengths)
+
+
+def fits(method, shape):
+    sets = method.sets(shape) if len(shape) >= method.least else None
+    return sets is not None and sets.size >= sets.least
+
+
+FITTING = [
+    pytest.param(method, shape, id=f"{name}-{'x'.join(map(str, shape))}")
+    for name, method in METHODS.items()
+    for shape in SHAPES
+    if not ("GN2" in name and shape[1] % 2) and fits(method, shape)
+]
+
+
+@pytest.fixture(params=["as it is", "small"])
+def sizes(request, monkeypatch):
+    """The limits as they are, and so small that every kernel has many ranges."""
+    if request.param == "small":
+        for name, value in SMALL.items():
+            monkeypatch.setattr(cpu, name, value)
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize(("method", "shape"), FITTING)
+def test_the_plain_formula(method, shape, dtype, sizes):
+    for parameters in ("own", "float32", "none"):
+        assert make(method, shape, dtype, parameters).agrees()
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        case
+        for case in FITTING
+        if len(case.values[1]) in (4, 5)
+        and case.values[0].sets(case.values[1]).param == (1,)
+    ],
+)
+def test_channels_last(method, shape, dtype, sizes):
+    case = make(method, shape, dtype, last=True)
+    if not case.x.is_contiguous():
+        assert fast.work(case.x, method.sets(shape)).channels_last
+    assert case.agrees()
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("name", ["BN", "IN", "GN1", "GN2"])
+def test_lengths(name, dtype, sizes):
+    """Beyond a sample's length y and dx are 0, whatever stands in x and dy there."""
+    lengths = torch.tensor([9, 1, 4, 0] if name == "BN" else [9, 5, 4, 3]).int()
+    case = make(METHODS[name], (4, 6, 9), dtype, lengths=lengths)
+    assert case.agrees()
+    beyond = (torch.arange(9) >= lengths[:, None, None]).expand(4, 6, 9)
+    case.x[beyond] = case.dy[beyond] = torch.nan
+    y, dx, *rest = case.ours()
+    assert not y[beyond].any()
+    assert not dx[beyond].any()
+    assert all(value.isfinite().all() for value in (y, dx, *rest))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_large_mean_costs_no_digits(name, last, sizes):
+    """x from a normal distribution with μ = 3000 and σ = 3, in float32.
+
+    What is left is the rounding of the mean itself, 3000·2⁻²⁴ of 3; the sums of
+    E[x²] − E[x]² would be off by 1000²·2⁻²⁴, 6 %.
+    """
+    method = METHODS[name]
+    if last and method.values((8, 4, 24, 25)) != (4,):
+        pytest.skip("has no channels")
+    case = make(method, (8, 4, 24, 25), mean=3000.0, last=last)
+    names = ("y", "dx", "dγ", "dβ", "mean", "var")
+    for name, got, want in zip(names, case.ours(), case.wanted(), strict=True):
+        assert got is None or error(got, want) < 3e-4, name
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch):
+    monkeypatch.setattr(cpu, "CHUNK", 500)  # so that a small x keeps three threads busy
+    method = METHODS[name]
+    if last and method.values((7, 4, 9, 25)) != (4,):
+        pytest.skip("has no channels")
+    case = make(method, (7, 4, 9, 25), last=last)
+    first, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 2, 1):
+            torch.set_num_threads(threads)
+            found.append(case.ours())
+    finally:
+        torch.set_num_threads(first)
+    for other in found[1:]:
+        for one, again in zip(found[0], other, strict=True):
+            assert one is again is None or torch.equal(one, again)
+
+
+def test_threads_divide_the_work(monkeypatch):
+    """Ranges cover all parts or all groups once, and no more threads than torch has."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for parts, groups, size in product((1, 2, 10), (1, 5), (10, 10**6)):
+        seen = []
+
+        def note(p0, p1, g0, g1, seen=seen):
+            seen.extend(product(range(p0, p1), range(g0, g1)))
+
+        cpu._run(note, torch.empty(size), parts, groups)
+        assert sorted(seen) == list(product(range(parts), range(groups)))
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def fails(p0, *rest):
+        if p0:
+            raise RuntimeError("part two")
+
+    with pytest.raises(RuntimeError, match="part two"):
+        cpu._run(fails, torch.empty(10**6), 2, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dy: dy[:1, :1, :1, :1].expand(dy.shape),
+        lambda dy: dy.contiguous(memory_format=torch.channels_last),
+        lambda dy: dy.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda dy: torch._neg_view(-dy),
+        lambda dy: dy.double(),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", ["BN", "GN2"])
+def test_a_gradient_in_any_layout(name, last, change):
+    case = make(METHODS[name], (3, 4, 5, 6), last=last)
+    # dγ of an even dy is 0, and what is left is the rounding of its terms.
+    assert case._replace(dy=change(case.dy)).agrees(times=2)
+
+
+def test_bfloat16_is_rounded_as_torch_rounds():
+    """Through a γ of 1: x_hat of these sets is known, and its rounding is torch's."""
+    x = torch.randn(64, 512, generator=torch.Generator().manual_seed(3))
+    x[0] = torch.arange(512) * 2.0**-5  # ties among them
+    case = make(METHODS["RMSNorm"], (64, 512), "bfloat16", "none")
+    case = case._replace(x=x.bfloat16(), dy=torch.zeros(64, 512).bfloat16())
+    wide = case._replace(x=case.x.float(), dy=case.dy.float())
+    assert torch.equal(case.ours()[0], wide.ours()[0].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_and_infinity_stay_in_their_set(name, value, dtype):
+    """One such value makes its set nan, as in the plain formula, and no other set."""
+    case = make(METHODS[name], (3, 4, 2, 5), dtype)
+    case.x[1, 2, 1, 3] = value
+    got, want = case.ours()[0], case.wanted()[0].float()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert 0 < got.isnan().sum() < got.numel()
+    # The others of RMSNorm's set are divided by infinity.
+    assert name != "RMSNorm" or value != value or not got[1, 2, 1, :3].any()
+
+
+def test_takes_what_it_can_answer():
+    method = METHODS["GN2"]
+    work = fast.work(torch.empty(3, 4, 1), method.sets((3, 4, 1)))
+    lengths = torch.ones(3, dtype=torch.int32)
+    assert cpu.takes(torch.empty(3, 4, 1), work, EPS, None, True)
+    assert not cpu.takes(torch.empty(3, 4, 1), work, EPS, lengths, True)
+    assert not cpu.takes(torch.empty(3, 4, 1).half(), work, EPS, None, True)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(METHODS)),
+    shape=st.lists(st.integers(1, 19), min_size=2, max_size=5).map(tuple),
+    dtype=st.sampled_from(BOTH),
+    parameters=st.sampled_from(["own", "float32", "none"]),
+    last=st.booleans(),
+    limits=st.fixed_dictionaries({name: st.integers(1, 90) for name in SMALL}),
+)
+def test_any_shape_and_any_limits(name, shape, dtype, parameters, last, limits):
+    method = METHODS[name]
+    if (name == "GN2" and shape[1] % 2) or not fits(method, shape):
+        return
+    last = last and len(shape) in (4, 5) and method.sets(shape).param == (1,)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit, value in limits.items():
+            patch.setattr(cpu, limit, value)
+        # γ·rstd of a set of one value, whose x_hat is 0, is up to 1/√ε.
+        assert make(method, shape, dtype, parameters, last=last).agrees(times=5)

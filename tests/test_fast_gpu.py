@@ -1,0 +1,122 @@
+"""The GPU's kernels without a GPU: what they compute, and what they compile to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import sm90
+
+from normbook.fast import Work
+
+HERE = Path(__file__).parent
+LAST = {"channels_last": True}
+GN, IN = Work(128, 32, 8, 3136), Work(128, 256, 1, 3136)
+BN = IN._replace(batch=True)
+SHAPES = {
+    "1024": Work(32768, 1, 1024, 1),
+    "8192": Work(16384, 1, 8192, 1),
+    "16384": Work(8192, 1, 16384, 1),
+    "GN": GN,
+    "IN": IN,
+    "BN": BN,
+}
+MORE = {
+    "4096": Work(32768, 1, 4096, 1),
+    "32768": Work(4096, 1, 32768, 1),
+    "GN of 40960": Work(32, 32, 10, 4096),
+    "GN channels_last": GN._replace(**LAST),
+    "IN channels_last": IN._replace(**LAST),
+    "IN of 49, channels_last": Work(512, 512, 1, 49, **LAST),
+    "BN of 784": Work(256, 512, 1, 784, batch=True),
+    "BN channels_last": BN._replace(**LAST),
+    "BN of vectors": Work(4096, 1024, 1, 1, True, True),
+}
+ODD = {
+    "999": Work(32768, 1, 999, 1),
+    "GN of 49": Work(256, 32, 16, 49),
+    "IN of 49": Work(512, 512, 1, 49),
+    "BN of 49": Work(256, 512, 1, 49, batch=True),
+}
+
+
+def test_what_the_kernels_compute():
+    """Triton reads TRITON_INTERPRET as it decorates: so a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts="]
+    done = subprocess.run(
+        [*command, str(HERE / "interpreted_kernels.py")],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+
+
+def check(work, dtype, wide=True, **options):
+    """No launch spills; where rows divide by 16, tensors move 16 bytes at a time."""
+    for launch in sm90.launches(work, dtype, **options):
+        built = sm90.build(launch)
+        told = (launch, built)
+        assert built.stack == 0, told
+        assert built.registers * 32 * launch.num_warps <= 65536, told
+        if wide and launch.kernel != "_merge":
+            read = built.loads.get(16, 0) + built.copies.get(16, 0)
+            inputs = 2 if "dy_ptr" in dict(launch.signature) else 1
+            vectors = tile_bytes(launch, dtype) / (16 * 32 * launch.num_warps)
+            assert read >= inputs * vectors, told
+            assert "y_ptr" not in launch.signature or built.stores[16] >= vectors, told
+
+
+def tile_bytes(launch, dtype):
+    sizes = [value for name, value in launch.constants if name in sm90.TILES]
+    return torch.tensor(sizes).prod().item() * dtype.itemsize
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_float32(name):
+    check(SHAPES[name], torch.float32)
+
+
+@pytest.mark.parametrize("name", SHAPES | MORE)
+def test_bfloat16(name):
+    check((SHAPES | MORE)[name], torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_sizes_that_divide_badly_do_not_spill(name):
+    check(ODD[name], torch.bfloat16, wide=False)
+
+
+def test_float16():
+    check(SHAPES["1024"], torch.float16)
+
+
+@pytest.mark.parametrize("name", ["1024", "8192"])
+def test_rms_norm(name):
+    check(SHAPES[name], torch.bfloat16, affine=(True, False), centered=False)
+
+
+@pytest.mark.parametrize("name", ["8192", "GN", "BN"])
+def test_no_parameters(name):
+    check(SHAPES[name], torch.bfloat16, affine=(False, False))
+
+
+@pytest.mark.parametrize("work", [GN, IN, BN], ids=["GN", "IN", "BN"])
+def test_lengths(work):
+    check(work, torch.bfloat16, lengths=True)
+
+
+def test_the_gate_sees_a_spill_and_a_narrow_load():
+    """Twice the largest tile does not fit; rows of 999 values are not whole vectors."""
+    launch = next(iter(sm90.launches(SHAPES["16384"], torch.float32)))
+    constants = {**dict(launch.constants), "AS": 65536, "A": 65536}
+    assert sm90.build(launch._replace(constants=tuple(constants.items()))).stack > 0
+    launch = next(iter(sm90.launches(ODD["999"], torch.float32)))
+    assert 16 not in sm90.build(launch).stores
