@@ -53,8 +53,9 @@ def calls(monkeypatch):
     """The names of the backend's functions, as they are called."""
     seen = []
     for name in ("forward", "backward"):
+        real = getattr(cpu, name)
 
-        def spy(*args, name=name, real=getattr(cpu, name)):
+        def spy(*args, name=name, real=real):
             seen.append(name)
             return real(*args)
 
@@ -232,6 +233,7 @@ def test_transforms_take_the_plain_path(name, calls):
     assert same(got.values(), want)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 @EVERY
 def test_forward_mode_is_never_dropped(name):
     """The plain path has no forward mode and says so; no kernel answers in its place.
