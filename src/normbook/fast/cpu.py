@@ -32,6 +32,7 @@ CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
 ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
 PARTS = 64  # of the samples, each with its own sums of dγ and dβ
+BLOCK = 2**10  # values that are summed in float32 before they join a longer sum
 F32 = np.float32
 
 intrinsic: Any = extending.intrinsic
@@ -113,6 +114,31 @@ def chunk(p, K, S, lengths):
     return n, first, end
 
 
+@kernel
+def above(x, start, end, near):
+    """Σ(x − near). Blocks are summed in float32, their sums in float64."""
+    total = 0.0
+    for first in range(start, end, BLOCK):
+        part: Any = F32(0)
+        for i in range(first, min(first + BLOCK, end)):
+            part += get(x, i) - near
+        total += part
+    return total
+
+
+@kernel
+def squares(x, start, end, mu):
+    """Σ(x − μ)², summed in the same way."""
+    total = 0.0
+    for first in range(start, end, BLOCK):
+        part: Any = F32(0)
+        for i in range(first, min(first + BLOCK, end)):
+            d = get(x, i) - mu
+            part += d * d
+        total += part
+    return total
+
+
 # Resident -----------------------------------------------------------------------------
 
 
@@ -131,27 +157,24 @@ def forward_resident(
         for g in range(g0, g1):
             at = g if batch else first * G + g
             # Measured from the set's first value, a large mean costs no digits.
-            m, near, total = 0, get(x, (first * G + g) * A * S), F32(0)
+            m, near, total = 0, get(x, (first * G + g) * A * S), 0.0
             for n in range(first, first + samples):
                 runs, run = (A, lengths[n]) if number else (1, A * S)
                 m += runs * run
                 for a in range(runs if centered else 0):
                     start = ((n * G + g) * A + a) * S
-                    for i in range(start, start + run):
-                        total += get(x, i) - near
-            mu = near + total / F32(m) if centered else F32(0)
-            total = F32(0)
+                    total += above(x, start, start + run, near)
+            mu = near + F32(total / m) if centered else F32(0)
+            total = 0.0
             for n in range(first, first + samples):
                 runs, run = (A, lengths[n]) if number else (1, A * S)
                 for a in range(runs):
                     start = ((n * G + g) * A + a) * S
-                    for i in range(start, start + run):
-                        d = get(x, i) - mu
-                        total += d * d
-            total /= F32(m)
+                    total += squares(x, start, start + run, mu)
+            sigma2 = F32(total / m)
             put(mean, at, mu)
-            put(var, at, total)
-            rstd = F32(1) / np.sqrt(total + F32(eps))
+            put(var, at, sigma2)
+            rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
             for n in range(first, first + samples):
                 start = (n * G + g) * A * S
                 if S == 1:
