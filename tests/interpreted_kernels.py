@@ -116,9 +116,18 @@ def test_rows_of_any_width(kind, width, calls):
     assert len(calls) == 1
 
 
-# Beside each other: sets that stay in registers, sums for γ that do not, and neither.
+# Where no set fits a program's registers, and either none or all of them are walked.
 LIMITS = {"FORWARD": 16, "BACKWARD": 8, "SUMS": 8}
-SPLIT = {
+SPLIT_ALL = LIMITS | {"WALKED": 0}
+WALK_ALL = LIMITS | {"BLOCK": 32}
+
+
+def limited(monkeypatch, limits):
+    for limit, value in limits.items():
+        monkeypatch.setattr(gpu, limit, value)
+
+
+TOO_LARGE = {
     "LayerNorm": (lambda: nb.LayerNorm(150), (2, 150)),
     "RMSNorm": (lambda: nb.RMSNorm([3, 50], eps=1e-5), (3, 3, 50)),
     "GroupNorm": (lambda: nb.GroupNorm(2, 4), (2, 4, 7, 11)),
@@ -127,14 +136,13 @@ SPLIT = {
 }
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", TOO_LARGE)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
-    layer, shape = SPLIT[name]
+    layer, shape = TOO_LARGE[name]
     if layout == "channels_last" and len(shape) != 4:
         pytest.skip("only maps have that layout")
-    for limit, value in LIMITS.items():
-        monkeypatch.setattr(gpu, limit, value)
+    limited(monkeypatch, SPLIT_ALL)
     tile = gpu._View.tile
     monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
     monkeypatch.setattr(gpu, "_forward", None)
@@ -144,6 +152,20 @@ def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
         *data(shape, channels_last=layout != "contiguous"),
     )
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+@pytest.mark.parametrize("affine", ["both", "none", "γ", "β"])
+def test_sets_that_are_walked(name, affine, monkeypatch):
+    layer, shape = TOO_LARGE[name]
+    layer = ready(layer(), torch.float32)
+    if name != "RMSNorm":
+        layer.bias = layer.bias if affine in ("both", "β") else None
+    layer.weight = layer.weight if affine in ("both", "γ") else None
+    limited(monkeypatch, WALK_ALL)
+    monkeypatch.setattr(gpu, "_backward", None)
+    monkeypatch.setattr(gpu, "_backward_apply", None)
+    compare(layer, *data(shape))
 
 
 def test_sums_too_many_for_the_registers(monkeypatch):
@@ -159,17 +181,15 @@ def test_batch_norm_of_vectors(shape, calls):
 
 
 MASKABLE = ["BatchNorm", "InstanceNorm", "GroupNorm"]
-REAL = torch.arange(9) < torch.tensor([9, 2, 5])[:, None, None]
+REAL = torch.arange(18) < torch.tensor([18, 2, 11])[:, None, None]
 
 
 @pytest.mark.parametrize("name", MASKABLE)
-@pytest.mark.parametrize("split", [False, True])
-def test_lengths(name, split, calls, monkeypatch):
-    if split:
-        monkeypatch.setattr(gpu, "FORWARD", 2)
-        monkeypatch.setattr(gpu, "BACKWARD", 1)
-    x, dy = data((3, 4, 9))
-    layer = ready(LAYERS[name]((3, 4, 9)), torch.float32)
+@pytest.mark.parametrize("limits", [{}, SPLIT_ALL, WALK_ALL])
+def test_lengths(name, limits, calls, monkeypatch):
+    limited(monkeypatch, limits)
+    x, dy = data((3, 4, 18))
+    layer = ready(LAYERS[name]((3, 4, 18)), torch.float32)
     clean = compare(copy.deepcopy(layer), x, dy, REAL)
     assert len(calls) == 1
     assert not clean[0].masked_select(~REAL).any()

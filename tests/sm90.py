@@ -21,6 +21,7 @@ from normbook.fast import Work, gpu
 KERNELS = (
     "_forward",
     "_backward",
+    "_backward_walk",
     "_moments",
     "_merge",
     "_apply",

@@ -315,6 +315,47 @@ def test_the_state_of_torch_is_left_as_found(flush):
     assert torch.get_num_threads() == before
 
 
+@EVERY
+@pytest.mark.parametrize("affine", [True, False])
+def test_torch_s_defaults_for_new_tensors_change_nothing(name, affine):
+    """A kernel's memory holds float32 on the CPU, whatever torch.empty would make."""
+    layer, x = build(name)
+    if not affine:
+        layer.weight = layer.bias = None
+    again, x = copy.deepcopy(layer), x.requires_grad_()
+    dy = torch.randn_like(x)
+
+    def run(layer):
+        y = layer(x)
+        return y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)
+
+    want, before = run(layer), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            got = run(again)
+    finally:
+        torch.set_default_dtype(before)
+    pairs = [*zip(got, want, strict=True)]
+    pairs += zip(again.buffers(), layer.buffers(), strict=True)
+    for value, exact in pairs:
+        assert value.dtype == exact.dtype
+        assert torch.equal(value, exact)
+
+
+def test_without_a_folder_to_keep_what_is_compiled():
+    """A checkout that may not be written to, for a user without a home: still right."""
+    code = (
+        "from numba.core import caching; import torch;"
+        "caching.CacheImpl._locator_classes = []; from normbook import nn as nb;"
+        "x = torch.randn(5, 7); y = nb.LayerNorm(7)(x);"
+        "from normbook.fast import cpu;"
+        "assert cpu.forward_resident.nopython_signatures;"
+        "assert torch.allclose(y, torch.nn.LayerNorm(7)(x), atol=1e-6)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_numba_starts_no_threads():
     """Its threads would set the number of OpenMP's, which are torch's, too."""
     code = """

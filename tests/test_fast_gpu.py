@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 import sm90
 
-from normbook.fast import Work
+from normbook.fast import Work, gpu
 
 HERE = Path(__file__).parent
 LAST = {"channels_last": True}
@@ -29,7 +29,9 @@ SHAPES = {
 MORE = {
     "4096": Work(32768, 1, 4096, 1),
     "32768": Work(4096, 1, 32768, 1),
+    "131072": Work(1024, 1, 131072, 1),
     "GN of 40960": Work(32, 32, 10, 4096),
+    "GN of 2 samples": GN._replace(N=2),
     "GN channels_last": GN._replace(**LAST),
     "IN channels_last": IN._replace(**LAST),
     "IN of 49, channels_last": Work(512, 512, 1, 49, **LAST),
@@ -94,13 +96,35 @@ def test_sizes_that_divide_badly_do_not_spill(name):
     check(ODD[name], torch.bfloat16, wide=False)
 
 
-def test_float16():
-    check(SHAPES["1024"], torch.float16)
+@pytest.mark.parametrize("dtype", gpu.DTYPES, ids=str)
+def test_every_shipped_configuration(dtype):
+    for work in gpu.shipped():
+        wide = work.S == 1 or work.S % 16 == 0
+        check(work, dtype, wide=wide)
+        if work.S == 1:
+            check(work, dtype, affine=(True, False), centered=False)
 
 
-@pytest.mark.parametrize("name", ["1024", "8192"])
+@pytest.mark.parametrize(
+    ("work", "kernels"),
+    [
+        (SHAPES["1024"], {"_forward", "_backward"}),
+        (SHAPES["16384"], {"_forward", "_backward", "_sums"}),
+        (GN, {"_forward", "_backward_walk"}),
+        (MORE["GN of 2 samples"], {"_forward", "_sums", "_backward_apply"}),
+        (BN, {"_moments", "_merge", "_apply", "_sums", "_backward_apply"}),
+    ],
+    ids=["row", "long row", "GN", "few sets", "BN"],
+)
+def test_which_kernels_answer(work, kernels):
+    """A set that fits is read once; a walked one once from memory; others twice."""
+    assert {launch.kernel for launch in sm90.launches(work, torch.bfloat16)} == kernels
+
+
+@pytest.mark.parametrize("name", ["1024", "8192", "32768"])
 def test_rms_norm(name):
-    check(SHAPES[name], torch.bfloat16, affine=(True, False), centered=False)
+    work = (SHAPES | MORE)[name]
+    check(work, torch.bfloat16, affine=(True, False), centered=False)
 
 
 @pytest.mark.parametrize("name", ["8192", "GN", "BN"])

@@ -71,13 +71,13 @@ def layer_sets(shape: tuple[int, ...], axes: Axes = (-1,)) -> Sets:
     """One set for every index of the axes that are left; γ and β index `axes`."""
     rank = len(shape)
     _need_rank("layer norm and RMS norm", shape, 1)
-    wrong = [axis for axis in axes if not -rank <= axis < rank]
-    if wrong or not axes or len({axis % rank for axis in axes}) < len(axes):
+    named = {axis % rank for axis in axes if -rank <= axis < rank}
+    if not axes or len(named) < len(axes):
         raise InputError(
             f"axes must name one or more different axes of x; got axes={tuple(axes)} "
             f"for x of shape {tuple(shape)}. Use numbers from {-rank} to {rank - 1}."
         )
-    axes = tuple(sorted(axis % rank for axis in axes))
+    axes = tuple(sorted(named))
     return Sets(tuple(shape), axes, axes)
 
 

@@ -229,8 +229,9 @@ def _track(
     ):
         if value.shape != buffer.shape:
             value = value.reshape(-1, layer.num_features).mean(0)
-        # `moments.running`, in place and in one step.
-        buffer.lerp_(value.to(buffer.dtype), momentum)
+        if value.dtype != buffer.dtype:
+            value = value.to(buffer.dtype)
+        buffer.lerp_(value, momentum)  # `moments.running`, in place and in one step
 
 
 def _need_channels(layer: Any, x: Tensor, rank: int) -> None:
@@ -247,7 +248,7 @@ def _need_channels(layer: Any, x: Tensor, rank: int) -> None:
 def _trailing(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Sets:
     """The sets of the last axes, which must have the shape the layer was built for."""
     shape = tuple(layer.normalized_shape)
-    if tuple(x.shape[-len(shape) :]) != shape:
+    if x.shape[-len(shape) :] != shape:
         raise InputError(
             f"{type(layer).__name__} needs x of shape (..., "
             f"{', '.join(map(str, shape))}); got {tuple(x.shape)}. Build the layer for "

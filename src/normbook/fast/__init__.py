@@ -151,7 +151,9 @@ def normalize(
         return None
     if not isinstance(eps, int | float):
         return None
-    if not x.numel() or (seen := work(x, sets)) is None or sets.size < sets.least:
+    if not x.numel() or (seen := work(x, sets)) is None:
+        return None
+    if _count(seen, None) < sets.least:
         return None
     differentiable, values = x.requires_grad, seen.G * seen.A
     for value in (gamma, beta):
@@ -181,10 +183,11 @@ def normalize(
 
 def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
     """Whether a kernel can read γ or β: a plain tensor beside x, one value each."""
+    kind, dtype = type(parameter), parameter.dtype
     return (
-        type(parameter) in (Parameter, Tensor)
+        (kind is Parameter or kind is Tensor)
+        and (dtype == torch.float32 or dtype == x.dtype)
         and parameter.device == x.device
-        and parameter.dtype in (torch.float32, x.dtype)
         and parameter.numel() == values
         and parameter.is_contiguous()
     )

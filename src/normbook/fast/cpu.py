@@ -14,9 +14,11 @@ ranges for as many threads as torch uses, and no cut changes the order of a sum.
 # numba finds the types of a kernel's arguments, most of them addresses and sizes.
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,18 +34,25 @@ CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
 ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
 PARTS = 64  # of the samples, each with its own sums of dγ and dβ
+PIECES = 4  # of the work for each thread
 BLOCK = 2**10  # values that are summed in float32 before they join a longer sum
 F32 = np.float32
 
 intrinsic: Any = extending.intrinsic
-# Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
-# ("arcp" would make 1/√∞ a nan).
-kernel: Any = njit(
-    nogil=True,
-    cache=True,
-    error_model="numpy",
-    fastmath={"reassoc", "nsz", "contract"},
-)
+# Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
+empty = partial(torch.empty, dtype=torch.float32, device="cpu")
+zeros = partial(torch.zeros, dtype=torch.float32, device="cpu")
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compiled at its first call, and kept on disk where some folder can be written."""
+    # Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
+    # ("arcp" would make 1/√∞ a nan).
+    fastmath = {"reassoc", "nsz", "contract"}
+    compiled: Any = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    with suppress(RuntimeError):  # nowhere to keep it: every process compiles its own
+        compiled.enable_caching()
+    return compiled
 
 
 @intrinsic
@@ -261,6 +270,15 @@ def backward_resident(
                         start += S
 
 
+@kernel
+def fold(parts, P, C):
+    """Add parts 1 to P − 1 to part 0, in their order."""
+    parts = pointer(parts, 0.0)
+    for i in range(C, P * C, C):
+        for c in range(C):
+            add(parts, c, get(parts, i + c))
+
+
 # Split --------------------------------------------------------------------------------
 
 
@@ -469,9 +487,8 @@ def forward(
     """y and the moments of every set."""
     N, G, A, S, batch, last = work
     y, C, like = torch.empty_like(x), G * A, _like(x)
-    mean, var = torch.empty(work.sets), torch.empty(work.sets)
-    gamma = torch.ones(C) if gamma is None else gamma.float()
-    beta = torch.zeros(C) if beta is None else beta.float()
+    mean, var = empty(work.sets), empty(work.sets)
+    gamma, beta = _values(gamma, C, 1), _values(beta, C, 0)
     if _resident(work):
         P = 1 if batch else min(N, PARTS)
         at = _at(x, y, gamma, beta, mean, var, lengths)
@@ -479,8 +496,8 @@ def forward(
         return y, mean if centered else None, var
     N, K, S = _chunks(work)
     groups = 1 if last else C
-    means, m2s = torch.zeros(N * K, C), torch.zeros(N * K, C)
-    middle, scale = torch.empty(work.sets * A), torch.empty(work.sets * A)
+    means, m2s = zeros(N * K, C), zeros(N * K, C)
+    middle, scale = empty(work.sets * A), empty(work.sets * A)
     at = _at(x, means, m2s, lengths)
     _run(moments, x, N * K, groups, like, *at, K, C, S, last)
     at = _at(means, m2s, gamma, mean, var, middle, scale, lengths)
@@ -507,20 +524,20 @@ def backward(
     dx, C, like = torch.empty_like(x), G * A, _like(x)
     if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
-    wide = torch.ones(C) if gamma is None else gamma.float()
+    wide = _values(gamma, C, 1)
     if _resident(work):
         # As many parts as pay for their sums. The shape alone decides, so that any
         # number of threads gives the same gradients.
         P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
-        d_gamma, d_beta = torch.zeros(P, C), torch.zeros(P, C)
+        d_gamma, d_beta = _parts(P, C, gamma), _parts(P, C, beta)
         at = _at(dy, x, dx, wide, mean, var, d_gamma, d_beta, lengths)
         _run(backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
-        return dx, _whole(d_gamma, gamma), _whole(d_beta, beta)
+        return dx, _whole(d_gamma, P, gamma), _whole(d_beta, P, beta)
     N, K, S = _chunks(work)
     groups = 1 if last else C
-    d_gamma, d_beta = torch.zeros(1, C), torch.zeros(1, C)
-    by_x, by_dy = torch.zeros(N * K, C), torch.zeros(N * K, C)
-    scale, along, back = (torch.empty(work.sets * A) for _ in range(3))
+    d_gamma, d_beta = _parts(1, C, gamma), _parts(1, C, beta)
+    by_x, by_dy = zeros(N * K, C), zeros(N * K, C)
+    scale, along, back = (empty(work.sets * A) for _ in range(3))
     middle = mean if A == 1 or mean is None else mean.repeat_interleave(A)
     at = _at(dy, x, middle, by_x, by_dy, lengths)
     _run(sums, x, N * K, groups, like, *at, K, C, S, batch, last)
@@ -528,7 +545,7 @@ def backward(
     merge_back(*at, eps, K, N, G, A, S, batch)
     at = _at(dy, x, dx, middle, scale, along, back, lengths)
     _run(apply_back, x, N * K, groups, like, *at, K, C, S, batch, last)
-    return dx, _whole(d_gamma, gamma), _whole(d_beta, beta)
+    return dx, _whole(d_gamma, 1, gamma), _whole(d_beta, 1, beta)
 
 
 def _resident(work: Work) -> bool:
@@ -555,18 +572,38 @@ def _like(x: Tensor) -> Any:
     return 1.0 if x.dtype == torch.float32 else 1
 
 
+def _values(parameter: Tensor | None, C: int, otherwise: int) -> Tensor:
+    """γ or β in float32; where there is none, the same number for every channel."""
+    if parameter is None:
+        return _constant(C, otherwise)
+    return parameter if parameter.dtype == torch.float32 else parameter.float()
+
+
+@lru_cache(64)
+def _constant(C: int, value: int) -> Tensor:
+    return torch.full((C,), value, dtype=torch.float32, device="cpu")
+
+
 def _at(*tensors: Tensor | None) -> list[int]:
     """Where they begin in memory; 0 for none."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _whole(parts: Tensor, parameter: Tensor | None) -> Tensor | None:
+def _parts(P: int, C: int, parameter: Tensor | None) -> Tensor:
+    """Zeros for the sums of P parts; of one part alone, in the parameter's shape."""
+    if P == 1 and parameter is not None:
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    return zeros(P, C)
+
+
+def _whole(parts: Tensor, P: int, parameter: Tensor | None) -> Tensor | None:
     """The sum of the parts as a gradient of this parameter."""
     if parameter is None:
         return None
-    whole = parts[0] if len(parts) == 1 else parts.sum(0)
-    if parameter.dim() > 1:
-        whole = whole.view(parameter.shape)
+    whole = parts
+    if P > 1:
+        fold(parts.data_ptr(), *parts.shape)
+        whole = parts[0].clone().view(parameter.shape)
     return whole if parameter.dtype == torch.float32 else whole.to(parameter.dtype)
 
 
@@ -586,21 +623,32 @@ def _run(
     if threads == 1:
         kernel(0, parts, 0, groups, *to)
         return
+    # A helper may take its time to wake: who is free takes the next of small pieces.
     most = max(parts, groups)
-    cuts = pairwise(most * thread // threads for thread in range(threads + 1))
-    own, *others = (
-        (a, b, 0, groups) if parts == most else (0, parts, a, b) for a, b in cuts
-    )
-    waiting = [_helpers(threads - 1).submit(kernel, *cut, *to) for cut in others]
-    kernel(*own, *to)
-    for other in waiting:
-        other.result()
+    pieces = min(most, PIECES * threads)
+    cuts = deque(pairwise(most * piece // pieces for piece in range(pieces + 1)))
+
+    def share() -> None:
+        while True:
+            try:
+                cut = cuts.popleft()
+            except IndexError:
+                return
+            kernel(*((*cut, 0, groups) if parts == most else (0, parts, *cut)), *to)
+
+    helpers = [_helpers(threads - 1).submit(share) for _ in range(threads - 1)]
+    try:
+        share()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():  # it has begun
+                helper.result()
 
 
 def compile_ahead() -> None:
     """Compile every kernel, for float32 and bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
         for last in (False, True):
-            x, work = torch.zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
+            x, work = zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
             _, mean, var = forward(x, None, None, work, 1.0, None, True)
             backward(x, x, None, None, mean, var, work, 1.0, None, True)

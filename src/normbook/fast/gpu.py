@@ -7,6 +7,8 @@ write y once (backward: read dy and x once, write dx once).
     resident pair   `_forward`, `_backward`: a set fits into the registers of one
                     program, which needs its mean before its variance before y, and
                     reads x once for all three.
+    walk            `_backward_walk`: a set too large for the registers, which a program
+                    reads twice, the second time out of the second-level cache.
     split pair      `_moments` and `_apply`, `_sums` and `_backward_apply`: batch norm,
                     whose sets are spread over all of x, and sets too large. Statistics
                     first, then a second reading: 3 tensors moved instead of 2, and 5
@@ -115,10 +117,8 @@ def _backward(
     programs = tl.num_programs(0)
     p = tl.program_id(0)
     a, s = tl.arange(0, AS), tl.arange(0, SS)
-    channel = ((p * ROWS + tl.arange(0, ROWS)) % G * A)[:, None] + a[None, :]
     if gamma_ptr is not None:
-        gamma = tl.load(gamma_ptr + channel, mask=(a < A)[None, :], other=0.0)
-        gamma = gamma.to(tl.float32)
+        gamma = _gamma(gamma_ptr, p * ROWS + tl.arange(0, ROWS), a, G, A)
     d_gamma = tl.zeros((ROWS, AS), tl.float32)
     d_beta = tl.zeros((ROWS, AS), tl.float32)
     for start in tl.range(p * ROWS, rows, programs * ROWS, num_stages=STAGES):
@@ -166,6 +166,78 @@ def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
         row = p * ROWS + tl.arange(0, ROWS)
         at = (row * A)[:, None] + a[None, :]
         tl.store(parts_ptr + at, part, mask=(a < A)[None, :])
+
+
+@triton.jit
+def _backward_walk(
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr,
+    dx_ptr, d_gamma_ptr, d_beta_ptr,
+    rows, G, S, eps,
+    A: tl.constexpr, CENTERED: tl.constexpr, AS: tl.constexpr, SS: tl.constexpr,
+):  # fmt: skip
+    """The same of one set that registers cannot hold, in blocks of (AS, SS).
+
+    A first walk finds the sums; the second comes back from the last block and finds
+    most of dy and x in the second-level cache: memory gives them once. What a sample
+    adds to dγ and dβ is its own part.
+    """
+    row = tl.program_id(0) + tl.arange(0, 1)
+    rstd = 1 / tl.sqrt(tl.load(var_ptr + row) + eps)[:, None, None]
+    mean = tl.zeros((1, 1, 1), tl.float32)
+    if CENTERED:
+        mean = tl.load(mean_ptr + row)[:, None, None]
+    along = tl.zeros((1, AS), tl.float32)
+    level = tl.zeros((1, AS), tl.float32)
+    for first_a in range(0, A, AS):
+        a = first_a + tl.arange(0, AS)
+        by_x_hat = tl.zeros((1, AS, SS), tl.float32)
+        by_one = tl.zeros((1, AS, SS), tl.float32)
+        for first_s in range(0, S, SS):
+            first, at, inside, real, _ = _where(
+                row, a, first_s + tl.arange(0, SS), rows, G, S, lengths_ptr, A, False
+            )
+            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
+            dy = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+            by_x_hat += dy * ((x - mean) * rstd)
+            by_one += dy
+        by_x_hat, by_one = tl.sum(by_x_hat, 2), tl.sum(by_one, 2)
+        here = (row.to(tl.int64) * A)[:, None] + a[None, :]
+        if d_gamma_ptr is not None:
+            tl.store(d_gamma_ptr + here, by_x_hat, mask=(a < A)[None, :])
+        if d_beta_ptr is not None:
+            tl.store(d_beta_ptr + here, by_one, mask=(a < A)[None, :])
+        if gamma_ptr is not None:
+            gamma = _gamma(gamma_ptr, row, a, G, A)
+            by_x_hat, by_one = gamma * by_x_hat, gamma * by_one
+        along += by_x_hat
+        level += by_one
+    along, level = tl.sum(along, 1), tl.sum(level, 1)
+    for block_a in range(0, tl.cdiv(A, AS)):
+        a = (tl.cdiv(A, AS) - 1 - block_a) * AS + tl.arange(0, AS)
+        for block_s in range(0, tl.cdiv(S, SS)):
+            s = (tl.cdiv(S, SS) - 1 - block_s) * SS + tl.arange(0, SS)
+            first, at, inside, real, count = _where(
+                row, a, s, rows, G, S, lengths_ptr, A, False
+            )
+            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
+            dx = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+            if gamma_ptr is not None:
+                dx *= _gamma(gamma_ptr, row, a, G, A)[:, :, None]
+            dx -= (x - mean) * rstd * (along / count)[:, None, None]
+            if CENTERED:
+                dx -= (level / count)[:, None, None]
+            dx *= rstd
+            if lengths_ptr is not None:
+                dx = tl.where(real, dx, 0.0)
+            tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gamma(gamma_ptr, row, a, G, A: tl.constexpr):
+    """γ of the channels a of these rows' groups, in float32."""
+    channel = (row % G * A)[:, None] + a[None, :]
+    gamma = tl.load(gamma_ptr + channel, mask=(a < A)[None, :], other=0.0)
+    return gamma.to(tl.float32)
 
 
 # ------------------------------------------------------------------- the split pair
@@ -434,6 +506,12 @@ def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[
     return x.new_empty(shape, dtype=torch.float32), (programs,)
 
 
+def _set_parts(x: Tensor, w: Work) -> tuple[Tensor, tuple[int]]:
+    """The same for `_backward_walk`, a program a set; nothing where S = 1."""
+    shape = (2, w.N if w.S > 1 else 0, w.G * w.A)
+    return x.new_empty(shape, dtype=torch.float32), (w.N * w.G,)
+
+
 def _sum(
     dy: Tensor,
     x: Tensor,
@@ -468,6 +546,26 @@ def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
         return None  # too few neighbours for a wide load
     num_warps = min(max(1, size // 512), 32)  # 16 values a thread, 32 of the largest
     return {"ROWS": ROWS, "AS": AS, "SS": SS, "num_warps": num_warps}
+
+
+# The largest set that is walked, in bytes of x: that and dy of all the sets on the way
+# at one time shall find room in the second-level cache. And the values of a block.
+WALKED, BLOCK = 2**17, 4096
+
+
+def _walk(x: Tensor, w: Work) -> dict[str, Any] | None:
+    """The tile of `_backward_walk`, or None where sets are split.
+
+    That is where they are too large or too few to go round, or no neighbours, or where
+    a channel has so few positions that its sums for dγ and dβ would be no small part.
+    """
+    few = _device(x.device.index)[0] > w.N * w.G or 1 < w.S < 16
+    size = w.A * w.S * x.element_size()
+    if few or w.batch or w.channels_last or size > WALKED:
+        return None
+    SS = min(triton.next_power_of_2(w.S), BLOCK)
+    AS = min(triton.next_power_of_2(w.A), BLOCK // SS)
+    return {"AS": AS, "SS": SS, "num_warps": max(1, AS * SS // 512)}
 
 
 @cache
@@ -544,21 +642,26 @@ def backward(
     N, G, A, S, batch, channels_last = work
     view = _View.of(work)
     across = view.across
+    known = gamma is not None or beta is not None
     with torch.cuda.device_of(x):
-        if tile := _rows(work, x.element_size(), BACKWARD):
-            known = gamma is not None or beta is not None
-            parts, grid = _row_parts(x, work, tile)
-            in_registers = known and tile["AS"] <= SUMS
-            _backward[grid](
-                dy, x, gamma, mean, var, lengths, dx,
-                parts[0] if in_registers and gamma is not None else None,
-                parts[1] if in_registers and beta is not None else None,
-                N * G, G, S, eps, A, centered, channels_last, **tile,
-                STAGES=2 if in_registers else 1,
-            )  # fmt: skip
+        rows = _rows(work, x.element_size(), BACKWARD)
+        if tile := rows or _walk(x, work):
+            # Parts of dγ and dβ: in registers, or of each sample; else read once more.
+            kept = known and (tile["AS"] <= SUMS if rows else S > 1)
+            parts, grid = _row_parts(x, work, tile) if rows else _set_parts(x, work)
+            d_gamma = parts[0] if kept and gamma is not None else None
+            d_beta = parts[1] if kept and beta is not None else None
+            tensors = dy, x, gamma, mean, var, lengths, dx, d_gamma, d_beta
+            if rows:
+                _backward[grid](
+                    *tensors, N * G, G, S, eps, A, centered, channels_last, **tile,
+                    STAGES=2 if kept else 1,
+                )  # fmt: skip
+            else:
+                _backward_walk[grid](*tensors, N * G, G, S, eps, A, centered, **tile)
             if not known:
                 return dx, None, None
-            if in_registers:
+            if kept:
                 sums = parts.sum(1)
             else:
                 sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
@@ -576,15 +679,15 @@ def backward(
                 dy, x, gamma, mean, var, *by, lengths, dx, *view[:5], eps,
                 batch, across, **tile,
             )  # fmt: skip
-    d_gamma, d_beta = (
+    of_gamma, of_beta = (
         None if p is None else total.view(p.shape).to(p.dtype)
         for p, total in zip((gamma, beta), sums.view(2, -1), strict=True)
     )
-    return dx, d_gamma, d_beta
+    return dx, of_gamma, of_beta
 
 
-def compile_ahead() -> None:
-    """Compile for the widths and maps of common models, once and for all."""
+def shipped() -> list[Work]:
+    """The widths and maps of common models."""
     shapes = [Work(16, 1, width, 1) for width in (768, 1024, 2048, 4096, 8192)]
     for size in (7, 14, 28, 56):
         for channels_last in (False, True):
@@ -592,7 +695,12 @@ def compile_ahead() -> None:
             shapes.append(Work(16, 32, 8, S, False, channels_last))
             shapes.append(Work(16, 256, 1, S, False, channels_last))
             shapes.append(Work(16, 256, 1, S, True, channels_last))
-    for work in shapes:
+    return shapes
+
+
+def compile_ahead() -> None:
+    """Compile what is `shipped`, once and for all."""
+    for work in shipped():
         for dtype in DTYPES:
             x = torch.zeros(work.N * work.G * work.A * work.S, device="cuda").to(dtype)
             gamma = torch.ones(work.G * work.A, device="cuda")
