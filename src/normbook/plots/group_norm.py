@@ -81,13 +81,18 @@ def sizes(ax: Axes, runs: Mapping[int, Any], kind: str, **style: Any) -> Axes:
 def level(
     ax: Axes, runs: Any, kind: str, text: str, lift: float = 0, **style: Any
 ) -> Axes:
-    """Draw the mean and range of runs that have no batch size, across the axes."""
+    """Draw the mean and range of runs that have no batch size, across the axes.
+
+    `text` stands at the right end, wholly above the line where `lift` is positive,
+    wholly below it where `lift` is negative: two levels close together need both.
+    """
     runs, ink = np.asarray(runs, float), color(kind)
+    side = "bottom" if lift > 0 else "top" if lift < 0 else "center"
     ax.axhspan(runs.min(), runs.max(), color=ink, alpha=0.18, lw=0)
     ax.axhline(runs.mean(), color=ink, **style)
     ax.annotate(
         text, (1, runs.mean()), (4, lift), ("axes fraction", "data"), color=ink, size=9,
-        textcoords="offset points", va="center", annotation_clip=False,
+        textcoords="offset points", va=side, annotation_clip=False,
     )  # fmt: skip
     return ax
 
