@@ -1,6 +1,9 @@
 """fast.cpu: every kernel beside the plain formula in float64."""
 
+import os
 from itertools import product
+from threading import get_native_id
+from time import sleep
 from typing import Any, NamedTuple
 
 import pytest
@@ -246,7 +249,7 @@ def test_a_large_mean_costs_no_digits(name, last, sizes):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", METHODS)
-def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch):
+def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch, workers):
     monkeypatch.setattr(cpu, "CHUNK", 500)  # so that a small x keeps three threads busy
     method = METHODS[name]
     if last and method.values((7, 4, 9, 25)) != (4,):
@@ -264,8 +267,18 @@ def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch):
             assert one is again is None or torch.equal(one, again)
 
 
-def test_threads_divide_the_work(monkeypatch):
-    """Ranges cover all parts or all groups once, and no more threads than torch has."""
+@pytest.fixture(params=["torch's workers", "others"])
+def workers(request, monkeypatch):
+    """Whose threads share the work."""
+    if request.param == "others":
+        monkeypatch.setattr(cpu, "_openmp", lambda: None)
+    elif cpu._openmp() is None:
+        pytest.skip("torch came with another OpenMP here")
+    return request.param
+
+
+def test_threads_divide_the_work(monkeypatch, workers):
+    """Ranges cover all parts or all groups once."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for parts, groups, size in product((1, 2, 10), (1, 5), (10, 10**6)):
         seen = []
@@ -277,7 +290,30 @@ def test_threads_divide_the_work(monkeypatch):
         assert sorted(seen) == list(product(range(parts), range(groups)))
 
 
-def test_an_error_in_a_thread_is_raised(monkeypatch):
+def test_torch_s_workers_share_the_work(workers):
+    """Every one of them takes part; they are torch's own, so no thread is added."""
+    x, seen = torch.randn(2**21), set()
+
+    def note(*cut):
+        seen.add(get_native_id())
+        sleep(0.02)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        x.exp()
+        here = set(os.listdir("/proc/self/task"))
+        cpu._run(note, x, 12, 1)
+        added = set(os.listdir("/proc/self/task")) - here
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 3
+    if workers == "torch's workers":
+        assert not added
+        assert seen <= {int(thread) for thread in here}
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch, workers):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def fails(p0, *rest):

@@ -7,19 +7,19 @@ statistics of chunks that fit a cache are merged, and a second kernel reads x ag
 
 numba makes one function of each kernel for float32 and one for bfloat16; all sums are
 float32. No loop here asks a thread of numba for anything: `_run` cuts the work into
-ranges for as many threads as torch uses, and no cut changes the order of a sum.
+pieces, which torch's own workers take, and no cut changes the order of a sum.
 """
 
 # mypy: allow-untyped-defs
 # numba finds the types of a kernel's arguments, most of them addresses and sizes.
 
+import ctypes
 import os
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, lru_cache, partial
 from itertools import pairwise
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -607,42 +607,76 @@ def _whole(parts: Tensor, P: int, parameter: Tensor | None) -> Tensor | None:
     return whole if parameter.dtype == torch.float32 else whole.to(parameter.dtype)
 
 
-@cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "normbook")
-
-
-os.register_at_fork(after_in_child=_helpers.cache_clear)  # a fork has no helpers
-
-
 def _run(
     kernel: Callable[..., None], x: Tensor, parts: int, groups: int, *to: Any
 ) -> None:
-    """Call the kernel on ranges of parts, or of groups: one for each of our threads."""
+    """Call the kernel on ranges of parts, or of groups, with as many threads as torch.
+
+    A thread that wakes late finds less left to do: who is free takes the next piece.
+    """
     threads = min(torch.get_num_threads(), 1 + x.numel() // CHUNK)
     if threads == 1:
         kernel(0, parts, 0, groups, *to)
         return
-    # A helper may take its time to wake: who is free takes the next of small pieces.
     most = max(parts, groups)
     pieces = min(most, PIECES * threads)
-    cuts = deque(pairwise(most * piece // pieces for piece in range(pieces + 1)))
+    cuts = pairwise([most * piece // pieces for piece in range(pieces + 1)])
+    left = iter([(*c, 0, groups) if parts == most else (0, parts, *c) for c in cuts])
+    failed: list[BaseException] = []
 
     def share() -> None:
-        while True:
-            try:
-                cut = cuts.popleft()
-            except IndexError:
-                return
-            kernel(*((*cut, 0, groups) if parts == most else (0, parts, *cut)), *to)
+        try:
+            for cut in left:  # Python lets one thread at a time take the next
+                kernel(*cut, *to)
+        except BaseException as error:
+            failed.append(error)
 
-    helpers = [_helpers(threads - 1).submit(share) for _ in range(threads - 1)]
+    _together(share, threads)
+    if failed:
+        raise failed[0]
+
+
+def _together(share: Callable[[], None], threads: int) -> None:
+    """Call `share` in this thread and in others at the same time."""
+    if (start := _openmp()) is not None:
+        start(TASK(lambda _: share()), None, threads, 0)
+        return
+    helpers = [Thread(target=share) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    share()
+    for helper in helpers:
+        helper.join()
+
+
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _openmp() -> Any:
+    """What starts torch's own workers: threads beside them would fight for their cores.
+
+    They wait for their next work awake, each on its core. None where torch came with
+    another OpenMP than GNU's, and in a fork, which has none of them.
+    """
+    if _forked:
+        return None
     try:
-        share()
-    finally:
-        for helper in helpers:
-            if not helper.cancel():  # it has begun
-                helper.result()
+        return ctypes.CDLL(None).GOMP_parallel
+    except (TypeError, AttributeError):  # Windows; another OpenMP
+        return None
+
+
+_forked = False
+
+
+def _fork() -> None:
+    global _forked
+    _forked = True
+    _openmp.cache_clear()
+
+
+os.register_at_fork(after_in_child=_fork)
 
 
 def compile_ahead() -> None:
