@@ -84,6 +84,12 @@ def test_a_level_is_the_mean_and_its_band_the_range(ax):
     assert ax.texts[0].get_color() == plots.COLORS["GN"]
 
 
+@pytest.mark.parametrize(("lift", "side"), [(2, "bottom"), (-2, "top"), (0, "center")])
+def test_a_level_s_name_stands_off_its_line(ax, lift, side):
+    group_norm.level(ax, [2.0, 3.0], "GN", "group norm", lift=lift)
+    assert ax.texts[0].get_va() == side
+
+
 def test_values_stand_over_their_map_and_the_first_net_is_open(ax):
     nets = {
         "A": {"positions": [16, 4], "effective": [[20, 22], [3, 5]]},
