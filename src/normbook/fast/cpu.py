@@ -638,7 +638,8 @@ def _run(
 
 def _together(share: Callable[[], None], threads: int) -> None:
     """Call `share` in this thread and in others at the same time."""
-    if (start := _openmp()) is not None:
+    # A fork has none of the workers that it would wait for.
+    if os.getpid() == PROCESS and (start := _openmp()) is not None:
         start(TASK(lambda _: share()), None, threads, 0)
         return
     helpers = [Thread(target=share) for _ in range(threads - 1)]
@@ -650,6 +651,7 @@ def _together(share: Callable[[], None], threads: int) -> None:
 
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+PROCESS = os.getpid()
 
 
 @cache
@@ -657,26 +659,12 @@ def _openmp() -> Any:
     """What starts torch's own workers: threads beside them would fight for their cores.
 
     They wait for their next work awake, each on its core. None where torch came with
-    another OpenMP than GNU's, and in a fork, which has none of them.
+    another OpenMP than GNU's.
     """
-    if _forked:
-        return None
     try:
         return ctypes.CDLL(None).GOMP_parallel
     except (TypeError, AttributeError):  # Windows; another OpenMP
         return None
-
-
-_forked = False
-
-
-def _fork() -> None:
-    global _forked
-    _forked = True
-    _openmp.cache_clear()
-
-
-os.register_at_fork(after_in_child=_fork)
 
 
 def compile_ahead() -> None:
