@@ -116,8 +116,8 @@ def launches(
             )
             real = torch.empty(work.N, dtype=torch.int32) if lengths else None
         task = (work, 1e-5, real, centered)
-        _, mean, var = gpu.forward(x, gamma, beta, *task)
-        gpu.backward(torch.empty_like(x), x, gamma, beta, mean, var, *task)
+        _, moments = gpu.forward(x, gamma, beta, *task)
+        gpu.backward(torch.empty_like(x), x, gamma, beta, moments, *task)
     finally:
         for name, kernel in kernels.items():
             setattr(gpu, name, kernel)

@@ -106,11 +106,13 @@ class Case(NamedTuple):
         assert seen is not None
         task = (seen, EPS, self.lengths, method.centered)
         assert cpu.takes(x, *task)
-        y, mean, var = cpu.forward(x, self.gamma, self.beta, *task)
-        gradients = cpu.backward(self.dy, x, self.gamma, self.beta, mean, var, *task)
+        y, moments = cpu.forward(x, self.gamma, self.beta, *task)
+        gradients = cpu.backward(self.dy, x, self.gamma, self.beta, moments, *task)
         assert y.stride() == gradients[0].stride() == x.stride()
-        assert mean is None or mean.shape == (seen.sets,)
-        return y, *gradients, mean, var
+        assert moments.shape == (2, seen.sets)
+        mean, var = moments
+        assert method.centered or not mean.any()
+        return y, *gradients, mean if method.centered else None, var
 
     def wanted(self):
         """The same of the plain formula in float64."""

@@ -11,6 +11,7 @@ torch only for N = 1), and a wrong channel count raises with or without paramete
 """
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normbook import core, fast, functional
 from normbook.core import Axes
+from normbook.fast import Measured
 from normbook.functional import InputError, Sets
-from normbook.moments import Moments
 
 
 class Standardize(torch.autograd.Function):
@@ -115,29 +116,26 @@ def measured(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
-) -> tuple[Tensor, Callable[[], Moments]]:
+) -> tuple[Tensor, Measured]:
     """y, by a kernel or by `plain`, and what gives the moments of every set."""
-
-    def again(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        return plain(x, sets, gamma, beta, eps, where, centered)
-
-    found = fast.normalize(x, sets, gamma, beta, eps, where, centered, again)
+    found = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered)
     if found is not None:
         return found
-    return again(x, gamma, beta), lambda: functional.moments(x.detach(), sets, where)
+    y = plain(x, sets, gamma, beta, eps, where, centered)
+    return y, partial(_moments, x, sets, where)
 
 
 class BatchNorm(_BatchNorm):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        _need_channels(self, input, 2)
+        _need_channels(self, self.num_features, input, 2)
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         self._check_input_dim(x)
         if not self.training and self.running_mean is not None:
             return _remembered(self, x, where)
-        sets = functional.batch_sets(x.shape)
+        sets = _sets(functional.batch_sets, x)
         y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked.add_(1)
@@ -152,13 +150,13 @@ class InstanceNorm(_InstanceNorm):
     """`torch.nn.InstanceNorm1d`, `2d` and `3d` in one. x: (N, C, ...)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        _need_channels(self, input, 3)
+        _need_channels(self, self.num_features, input, 3)
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         self._check_input_dim(x)
         if not self.training and self.track_running_stats:
             return _remembered(self, x, where)
-        sets = functional.instance_sets(x.shape)
+        sets = _sets(functional.instance_sets, x)
         y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.track_running_stats:
             _track(self, x, batch, self.momentum or 0.0)
@@ -169,7 +167,7 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm`. x: (..., *normalized_shape)."""
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        sets = _trailing(self, x)
+        sets = _sets(_last_sets, x, type(self).__name__, self.normalized_shape)
         return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
@@ -180,7 +178,7 @@ class RMSNorm(nn.RMSNorm):
         functional.need_real(x)
         summed_in = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(summed_in).eps if self.eps is None else self.eps
-        sets = _trailing(self, x)
+        sets = _sets(_last_sets, x, type(self).__name__, self.normalized_shape)
         return measured(x, sets, self.weight, None, eps, centered=False)[0]
 
 
@@ -188,8 +186,8 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`. x: (N, C) or (N, C, ...)."""
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        _need_channels(self, x, 2)
-        sets = functional.group_sets(x.shape, self.num_groups)
+        _need_channels(self, self.num_channels, x, 2)
+        sets = _sets(functional.group_sets, x, self.num_groups)
         return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
 
 
@@ -208,10 +206,18 @@ def _remembered(
     )
 
 
+def _moments(
+    x: Tensor, sets: Sets, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean and the unbiased variance of every set."""
+    found = functional.moments(x.detach(), sets, where)
+    return found.mean, found.var(correction=1)
+
+
 def _track(
     layer: _BatchNorm | _InstanceNorm,
     x: Tensor,
-    measured: Callable[[], Moments],
+    measured: Measured,
     momentum: Any,
 ) -> None:
     """Move the running statistics, one a channel, towards this batch's.
@@ -222,11 +228,8 @@ def _track(
     """
     if x.numel() == 0:
         return
-    batch = measured()
-    for buffer, value in (
-        (layer.running_mean, batch.mean),
-        (layer.running_var, batch.var(correction=1)),
-    ):
+    buffers = layer.running_mean, layer.running_var
+    for buffer, value in zip(buffers, measured(), strict=True):
         if value.shape != buffer.shape:
             value = value.reshape(-1, layer.num_features).mean(0)
         if value.dtype != buffer.dtype:
@@ -234,8 +237,7 @@ def _track(
         buffer.lerp_(value, momentum)  # `moments.running`, in place and in one step
 
 
-def _need_channels(layer: Any, x: Tensor, rank: int) -> None:
-    channels = getattr(layer, "num_features", None) or layer.num_channels
+def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> None:
     if x.dim() < rank or x.shape[1] != channels:
         layout = "(N, C) or (N, C, ...)" if rank == 2 else "(N, C, ...)"
         raise InputError(
@@ -245,13 +247,26 @@ def _need_channels(layer: Any, x: Tensor, rank: int) -> None:
         )
 
 
-def _trailing(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Sets:
+def _last_sets(shape: tuple[int, ...], layer: str, normalized: tuple[int, ...]) -> Sets:
     """The sets of the last axes, which must have the shape the layer was built for."""
-    shape = tuple(layer.normalized_shape)
-    if x.shape[-len(shape) :] != shape:
+    if shape[-len(normalized) :] != normalized:
         raise InputError(
-            f"{type(layer).__name__} needs x of shape (..., "
-            f"{', '.join(map(str, shape))}); got {tuple(x.shape)}. Build the layer for "
-            "x's trailing axes, or move the axes to normalize to the end."
+            f"{layer} needs x of shape (..., {', '.join(map(str, normalized))}); got "
+            f"{tuple(shape)}. Build the layer for x's trailing axes, or move the axes "
+            "to normalize to the end."
         )
-    return functional.layer_sets(x.shape, tuple(range(-len(shape), 0)))
+    return functional.layer_sets(shape, tuple(range(-len(normalized), 0)))
+
+
+def _sets(of: Callable[..., Sets], x: Tensor, *given: Any) -> Sets:
+    """The sets of x, remembered where its shape is one of plain numbers."""
+    if type(x) is not Tensor or torch.compiler.is_compiling():
+        return of(x.shape, *given)
+    return _remembered_sets(of, x.shape, *given)
+
+
+@lru_cache(1024)
+def _remembered_sets(
+    of: Callable[..., Sets], shape: tuple[int, ...], *given: Any
+) -> Sets:
+    return of(shape, *given)

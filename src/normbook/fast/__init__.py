@@ -14,7 +14,7 @@ of their first call.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
@@ -25,9 +25,11 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from normbook.functional import Sets
-from normbook.moments import Moments
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NUMBER = (int, float)
+Plain = Callable[..., Tensor]
+Measured = Callable[[], tuple[Tensor, Tensor]]  # mean and unbiased variance of sets
 
 
 class Work(NamedTuple):
@@ -53,26 +55,38 @@ class Work(NamedTuple):
 
 
 def work(x: Tensor, sets: Sets) -> Work | None:
-    """How a kernel sees x, or None where it cannot: sets or strides of another kind."""
-    view, axes, rank = sets.view, sets.axes, x.dim()
+    """How a kernel sees x, or None where it cannot: sets or strides of another kind.
+
+    None, too, for no values at all, and for sets with fewer than they need.
+    """
     contiguous = x.is_contiguous()
-    if axes == sets.param and axes == tuple(range(rank - len(axes), rank)):
-        size = prod(view[-len(axes) :])
-        return Work(x.numel() // size, 1, size, 1) if contiguous and size else None
-    channels_last = not contiguous and any(
-        rank == n and x.is_contiguous(memory_format=layout)
-        for n, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
-    )
-    if not (contiguous or channels_last):
+    if not contiguous and not any(
+        x.dim() == rank and x.is_contiguous(memory_format=layout)
+        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
+    ):
         return None
-    N, G, *rest = view
-    if axes == tuple(range(2, len(view))):
+    return _work(x.shape, sets, not contiguous)
+
+
+@lru_cache(1024)
+def _work(shape: tuple[int, ...], sets: Sets, channels_last: bool) -> Work | None:
+    """`work` of a shape in one of the two layouts: seen once, it is known."""
+    (view, axes, param, least), rank, found = sets, len(shape), None
+    if not prod(shape):
+        return None
+    if axes == param and axes == tuple(range(rank - len(axes), rank)):
+        size = prod(view[-len(axes) :])
+        if not channels_last:
+            found = Work(prod(shape) // size, 1, size, 1)
+    elif axes == tuple(range(2, len(view))):
+        N, G, *rest = view
         A = 1 if len(view) == rank else rest.pop(0)
-        return Work(N, G, A, prod(rest), channels_last=channels_last)
-    if axes == (0, *range(2, rank)):
-        S = prod(rest)
-        return Work(N, G, 1, S, batch=True, channels_last=channels_last or S == 1)
-    return None
+        found = Work(N, G, A, prod(rest), channels_last=channels_last)
+    elif axes == (0, *range(2, rank)):
+        N, C, *rest = view
+        last = channels_last or prod(rest) == 1
+        found = Work(N, C, 1, prod(rest), batch=True, channels_last=last)
+    return found if found is not None and _count(found, None) >= least else None
 
 
 def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
@@ -91,45 +105,79 @@ def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
     return found if bool((run == where[:, 0]).all() & (number >= sets.least)) else None
 
 
+class Call:
+    """One normalization by a kernel: what is asked for, and the moments it finds."""
+
+    def __init__(
+        self,
+        plain: Plain,
+        sets: Sets,
+        where: Tensor | None,
+        kernels: Any,
+        task: tuple[Work, float, Tensor | None, bool],
+    ) -> None:
+        self.plain, self.sets, self.where = plain, sets, where
+        self.kernels, self.task = kernels, task
+        self.moments: Any = None
+
+    def forward(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        """y; the moments stay here."""
+        y, self.moments = self.kernels.forward(x, gamma, beta, *self.task)
+        return y
+
+    def backward(self, dy: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
+        """The gradients of x, γ and β, given x, γ and β."""
+        return self.kernels.backward(dy, *given, self.moments, *self.task)
+
+    def differentiable(
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None
+    ) -> Tensor:
+        """y by the plain formula."""
+        _, eps, _, centered = self.task
+        return self.plain(x, self.sets, gamma, beta, eps, self.where, centered)
+
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """The mean and the unbiased variance, σ²·m/(m − 1), of every set."""
+        (seen, _, real, _), (mean, var) = self.task, self.moments
+        m = _count(seen, real)
+        if real is None:
+            return mean, var.add(var, alpha=1 / (m - 1))
+        return mean, var * (m / (m - 1))
+
+
 class Fused(torch.autograd.Function):
-    """One kernel call forward, one backward. `moments` takes mean and var."""
+    """One kernel call forward, one backward."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        task: tuple[Work, float, Tensor | None, bool],
-        plain: Callable[..., Tensor],
-        moments: list[Tensor | None],
+        ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, call: Call
     ) -> Tensor:
-        y, mean, var = _backend(x.device.type).forward(x, gamma, beta, *task)
-        ctx.save_for_backward(x, gamma, beta, mean, var)
-        ctx.task, ctx.plain = task, plain
-        moments += mean, var
-        return y
+        ctx.save_for_backward(x, gamma, beta)
+        ctx.call = call
+        return call.forward(x, gamma, beta)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
-        x, gamma, beta, mean, var = ctx.saved_tensors
+        (x, gamma, beta), call = ctx.saved_tensors, ctx.call
         if not torch.is_grad_enabled():
-            dx, d_gamma, d_beta = _backend(x.device.type).backward(
-                dy, x, gamma, beta, mean, var, *ctx.task
-            )
-            return dx, d_gamma, d_beta, None, None, None
+            return *call.backward(dy, x, gamma, beta), None
         # Somebody wants to differentiate this gradient: the plain formula can be.
         inputs = [value for value in (x, gamma, beta) if value is not None]
         wanted = [value for value in inputs if value.requires_grad]
-        y = ctx.plain(x, gamma, beta)
+        y = call.differentiable(x, gamma, beta)
         found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
         return *(
             next(found) if value is not None and value.requires_grad else None
             for value in (x, gamma, beta)
-        ), None, None, None  # fmt: skip
+        ), None  # fmt: skip
+
+
+# Without the questions about torch.func of Fused.apply: `normalize` asks them before.
+_apply = super(torch.autograd.Function, Fused).apply
 
 
 def normalize(
+    plain: Plain,
     x: Tensor,
     sets: Sets,
     gamma: Tensor | None,
@@ -137,23 +185,18 @@ def normalize(
     eps: float,
     where: Tensor | None,
     centered: bool,
-    plain: Callable[..., Tensor],
-) -> tuple[Tensor, Callable[[], Moments]] | None:
+) -> tuple[Tensor, Measured] | None:
     """y and what gives the moments of every set; None where the plain path must answer.
 
-    plain: the same normalization of (x, gamma, beta), differentiable twice.
+    plain: the same function of x to centered, differentiable twice.
     """
     if _off or torch.compiler.is_compiling() or type(x) is not Tensor or x.is_neg():
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    if (backend := _backend(x.device.type)) is None or x.dtype not in DTYPES:
+    if (kernels := _backend(x.device)) is None or x.dtype not in DTYPES:
         return None
-    if not isinstance(eps, int | float):
-        return None
-    if not x.numel() or (seen := work(x, sets)) is None:
-        return None
-    if _count(seen, None) < sets.least:
+    if not isinstance(eps, NUMBER) or (seen := work(x, sets)) is None:
         return None
     differentiable, values = x.requires_grad, seen.G * seen.A
     for value in (gamma, beta):
@@ -165,20 +208,12 @@ def normalize(
     if where is not None and (real := lengths(where, x, sets)) is None:
         return None
     task = (seen, float(eps), real, centered)
-    if not backend.takes(x, *task):
+    if not kernels.takes(x, *task):
         return None
-    moments: list[Any] = []
+    call = Call(plain, sets, where, kernels, task)
     if differentiable and torch.is_grad_enabled():
-        y = Fused.apply(x, gamma, beta, task, plain, moments)
-    else:
-        y, *moments = backend.forward(x, gamma, beta, *task)
-
-    def measured() -> Moments:
-        mean, var = moments
-        count = _count(seen, real)
-        return Moments(count, mean, var * count)
-
-    return y, measured
+        return _apply(x, gamma, beta, call), call.measured
+    return call.forward(x, gamma, beta), call.measured
 
 
 def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
@@ -186,7 +221,7 @@ def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
     kind, dtype = type(parameter), parameter.dtype
     return (
         (kind is Parameter or kind is Tensor)
-        and (dtype == torch.float32 or dtype == x.dtype)
+        and (dtype is torch.float32 or dtype is x.dtype)
         and parameter.device == x.device
         and parameter.numel() == values
         and parameter.is_contiguous()
@@ -215,9 +250,9 @@ def off() -> Iterator[None]:
 
 
 @cache
-def _backend(device: str) -> Any:
-    """The module of kernels for a kind of device, or None where it cannot run."""
-    name = {"cpu": "cpu", "cuda": "gpu"}.get(device)
+def _backend(device: torch.device) -> Any:
+    """The module of kernels for a device, or None where it cannot run."""
+    name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type)
     if name is None:
         return None
     try:

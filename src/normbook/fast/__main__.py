@@ -15,7 +15,7 @@ def main() -> None:
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
             print("cuda: no such device here")
-        elif (backend := fast._backend(device)) is None:
+        elif (backend := fast._backend(torch.device(device))) is None:
             needed = {"cpu": "numba", "cuda": "Triton"}[device]
             print(f"{device}: no {needed} here, the plain path answers")
         else:

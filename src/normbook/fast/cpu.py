@@ -17,7 +17,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from itertools import pairwise
 from threading import Thread
 from typing import Any
@@ -40,8 +40,8 @@ F32 = np.float32
 
 intrinsic: Any = extending.intrinsic
 # Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
-empty = partial(torch.empty, dtype=torch.float32, device="cpu")
-zeros = partial(torch.zeros, dtype=torch.float32, device="cpu")
+FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
+empty, zeros = FLOAT32.new_empty, FLOAT32.new_zeros
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -153,15 +153,14 @@ def squares(x, start, end, mu):
 
 @kernel
 def forward_resident(
-    p0, p1, g0, g1, like, x, y, gamma, beta, mean, var, lengths, eps, centered,
+    p0, p1, g0, g1, like, x, y, gamma, beta, moments, lengths, eps, centered,
     P, N, G, A, S, batch,
 ):  # fmt: skip
     """Of each set of parts p0 to p1 and groups g0 to g1: μ, σ², y = γ·x_hat + β."""
-    x, y, number = pointer(x, like), pointer(y, like), lengths != 0
+    x, y, moments = pointer(x, like), pointer(y, like), pointer(moments, 0.0)
     gamma, beta = pointer(gamma, 0.0), pointer(beta, 0.0)
-    mean, var = pointer(mean, 0.0), pointer(var, 0.0)
-    lengths = pointer(lengths, True)
-    samples = N if batch else 1
+    number, lengths = lengths != 0, pointer(lengths, True)
+    samples, sets = (N, G) if batch else (1, N * G)
     for first in range(N * p0 // P, N * p1 // P, samples):
         for g in range(g0, g1):
             at = g if batch else first * G + g
@@ -181,8 +180,8 @@ def forward_resident(
                     start = ((n * G + g) * A + a) * S
                     total += squares(x, start, start + run, mu)
             sigma2 = F32(total / m)
-            put(mean, at, mu)
-            put(var, at, sigma2)
+            put(moments, at, mu)
+            put(moments, sets + at, sigma2)
             rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
             for n in range(first, first + samples):
                 start = (n * G + g) * A * S
@@ -204,7 +203,7 @@ def forward_resident(
 
 @kernel
 def backward_resident(
-    p0, p1, g0, g1, like, dy, x, dx, gamma, mean, var, d_gamma, d_beta, lengths, eps,
+    p0, p1, g0, g1, like, dy, x, dx, gamma, moments, d_gamma, d_beta, lengths, eps,
     centered, P, N, G, A, S, batch,
 ):  # fmt: skip
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, and each part's share of dγ, dβ.
@@ -212,16 +211,16 @@ def backward_resident(
     g = γ·dy. Samples of one part are summed in their order, the parts by the caller.
     """
     dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
-    gamma, mean, var = pointer(gamma, 0.0), pointer(mean, 0.0), pointer(var, 0.0)
+    gamma, moments = pointer(gamma, 0.0), pointer(moments, 0.0)
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
     number, lengths = lengths != 0, pointer(lengths, True)
-    samples = N if batch else 1
+    samples, sets = (N, G) if batch else (1, N * G)
     for p in range(p0, p1):
         for first in range(N * p // P, N * (p + 1) // P, samples):
             for g in range(g0, g1):
                 at = g if batch else first * G + g
-                rstd = F32(1) / np.sqrt(get(var, at) + F32(eps))
-                mu = get(mean, at) if centered else F32(0)
+                rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
+                mu = get(moments, at) if centered else F32(0)
                 m, sum_g, sum_gx = 0, F32(0), F32(0)
                 for n in range(first, first + samples):
                     start = (n * G + g) * A * S
@@ -271,19 +270,21 @@ def backward_resident(
 
 
 @kernel
-def fold(parts, P, C):
-    """Add parts 1 to P − 1 to part 0, in their order."""
+def fold(parts, d_gamma, d_beta, P, C):
+    """Add P parts of dγ and then P of dβ, in their order."""
     parts = pointer(parts, 0.0)
-    for i in range(C, P * C, C):
+    d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
+    for i in range(0, P * C, C):
         for c in range(C):
-            add(parts, c, get(parts, i + c))
+            add(d_gamma, c, get(parts, i + c))
+            add(d_beta, c, get(parts, P * C + i + c))
 
 
 # Split --------------------------------------------------------------------------------
 
 
 @kernel
-def moments(p0, p1, c0, c1, like, x, mean, m2, lengths, K, C, S, last):
+def chunk_moments(p0, p1, c0, c1, like, x, mean, m2, lengths, K, C, S, last):
     """Mean and Σ(x − mean)² of every channel in chunks of the samples, K of each."""
     x, mean, m2 = pointer(x, like), pointer(mean, 0.0), pointer(m2, 0.0)
     for p in range(p0, p1):
@@ -321,7 +322,7 @@ def moments(p0, p1, c0, c1, like, x, mean, m2, lengths, K, C, S, last):
 
 @kernel
 def merge(
-    means, m2s, gamma, mean, var, middle, scale, lengths, eps, K, N, G, A, S, batch
+    means, m2s, gamma, moments, middle, scale, lengths, eps, K, N, G, A, S, batch
 ):
     """The moments of all chunks of a set, and y = (x − middle)·scale + β for channels.
 
@@ -329,9 +330,9 @@ def merge(
     """
     means, m2s, gamma = pointer(means, 0.0), pointer(m2s, 0.0), pointer(gamma, 0.0)
     middle, scale = pointer(middle, 0.0), pointer(scale, 0.0)
-    mean, var = pointer(mean, 0.0), pointer(var, 0.0)
-    C, samples = G * A, N if batch else 1
-    for at in range(G if batch else N * G):
+    moments, C = pointer(moments, 0.0), G * A
+    samples, sets = (N, G) if batch else (1, N * G)
+    for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
         m, near, total, squares = 0, get(means, n * K * C + g * A), F32(0), F32(0)
         for p in range(n * K, (n + samples) * K):
@@ -345,8 +346,8 @@ def merge(
             for c in range(g * A, (g + 1) * A if end > first else g * A):
                 d = get(means, p * C + c) - mu
                 squares += get(m2s, p * C + c) + F32(end - first) * d * d
-        put(mean, at, mu)
-        put(var, at, squares / F32(m))
+        put(moments, at, mu)
+        put(moments, sets + at, squares / F32(m))
         rstd = F32(1) / np.sqrt(squares / F32(m) + F32(eps))
         for c in range(n * C + g * A, n * C + (g + 1) * A):
             put(middle, c, mu)
@@ -409,18 +410,18 @@ def sums(
 
 @kernel
 def merge_back(
-    by_x, by_dy, gamma, var, d_gamma, d_beta, scale, along, back, lengths, eps,
+    by_x, by_dy, gamma, moments, d_gamma, d_beta, scale, along, back, lengths, eps,
     K, N, G, A, S, batch,
 ):  # fmt: skip
     """dγ and dβ, and dx = dy·scale + (x − μ)·along + back, for (n, c) or for c."""
     by_x, by_dy, gamma = pointer(by_x, 0.0), pointer(by_dy, 0.0), pointer(gamma, 0.0)
-    var, scale, along = pointer(var, 0.0), pointer(scale, 0.0), pointer(along, 0.0)
-    back, d_gamma = pointer(back, 0.0), pointer(d_gamma, 0.0)
-    d_beta = pointer(d_beta, 0.0)
-    C, samples = G * A, N if batch else 1
-    for at in range(G if batch else N * G):
+    moments, scale = pointer(moments, 0.0), pointer(scale, 0.0)
+    along, back = pointer(along, 0.0), pointer(back, 0.0)
+    d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
+    C, (samples, sets) = G * A, (N, G) if batch else (1, N * G)
+    for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
-        rstd = F32(1) / np.sqrt(get(var, at) + F32(eps))
+        rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
         m, sum_g, sum_gx = 0, F32(0), F32(0)
         for p in range(n * K, (n + samples) * K):
             _, first, end = chunk(p, K, S, lengths)
@@ -483,28 +484,28 @@ def forward(
     eps: float,
     lengths: Tensor | None,
     centered: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """y and the moments of every set."""
+) -> tuple[Tensor, Tensor]:
+    """y, and of every set its mean (0 where not centered) and variance, (2, sets)."""
     N, G, A, S, batch, last = work
     y, C, like = torch.empty_like(x), G * A, _like(x)
-    mean, var = empty(work.sets), empty(work.sets)
+    moments = empty(2, G if batch else N * G)
     gamma, beta = _values(gamma, C, 1), _values(beta, C, 0)
     if _resident(work):
         P = 1 if batch else min(N, PARTS)
-        at = _at(x, y, gamma, beta, mean, var, lengths)
+        at = _at(x, y, gamma, beta, moments, lengths)
         _run(forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
-        return y, mean if centered else None, var
+        return y, moments
     N, K, S = _chunks(work)
     groups = 1 if last else C
     means, m2s = zeros(N * K, C), zeros(N * K, C)
     middle, scale = empty(work.sets * A), empty(work.sets * A)
     at = _at(x, means, m2s, lengths)
-    _run(moments, x, N * K, groups, like, *at, K, C, S, last)
-    at = _at(means, m2s, gamma, mean, var, middle, scale, lengths)
+    _run(chunk_moments, x, N * K, groups, like, *at, K, C, S, last)
+    at = _at(means, m2s, gamma, moments, middle, scale, lengths)
     merge(*at, eps, K, N, G, A, S, batch)
     at = _at(x, y, middle, scale, beta, lengths)
     _run(apply, x, N * K, groups, like, *at, K, C, S, batch, last)
-    return y, mean, var
+    return y, moments
 
 
 def backward(
@@ -512,8 +513,7 @@ def backward(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor,
+    moments: Tensor,
     work: Work,
     eps: float,
     lengths: Tensor | None,
@@ -525,27 +525,34 @@ def backward(
     if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     wide = _values(gamma, C, 1)
+    d_gamma, d_beta = _zeros(gamma, C), _zeros(beta, C)
     if _resident(work):
         # As many parts as pay for their sums. The shape alone decides, so that any
         # number of threads gives the same gradients.
         P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
-        d_gamma, d_beta = _parts(P, C, gamma), _parts(P, C, beta)
-        at = _at(dy, x, dx, wide, mean, var, d_gamma, d_beta, lengths)
+        whole = parts = _at(d_gamma, d_beta)
+        if P > 1:
+            room = zeros(2, P, C)
+            parts = _at(room, room[1])
+        at = [*_at(dy, x, dx, wide, moments), *parts, *_at(lengths)]
         _run(backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
-        return dx, _whole(d_gamma, P, gamma), _whole(d_beta, P, beta)
-    N, K, S = _chunks(work)
-    groups = 1 if last else C
-    d_gamma, d_beta = _parts(1, C, gamma), _parts(1, C, beta)
-    by_x, by_dy = zeros(N * K, C), zeros(N * K, C)
-    scale, along, back = (empty(work.sets * A) for _ in range(3))
-    middle = mean if A == 1 or mean is None else mean.repeat_interleave(A)
-    at = _at(dy, x, middle, by_x, by_dy, lengths)
-    _run(sums, x, N * K, groups, like, *at, K, C, S, batch, last)
-    at = _at(by_x, by_dy, wide, var, d_gamma, d_beta, scale, along, back, lengths)
-    merge_back(*at, eps, K, N, G, A, S, batch)
-    at = _at(dy, x, dx, middle, scale, along, back, lengths)
-    _run(apply_back, x, N * K, groups, like, *at, K, C, S, batch, last)
-    return dx, _whole(d_gamma, 1, gamma), _whole(d_beta, 1, beta)
+        if P > 1:
+            fold(parts[0], *whole, P, C)
+    else:
+        N, K, S = _chunks(work)
+        groups = 1 if last else C
+        by_x, by_dy = zeros(N * K, C), zeros(N * K, C)
+        scale, along, back = (empty(work.sets * A) for _ in range(3))
+        middle = moments[0] if A == 1 else moments[0].repeat_interleave(A)
+        at = _at(dy, x, middle, by_x, by_dy, lengths)
+        _run(sums, x, N * K, groups, like, *at, K, C, S, batch, last)
+        at = _at(
+            by_x, by_dy, wide, moments, d_gamma, d_beta, scale, along, back, lengths
+        )
+        merge_back(*at, eps, K, N, G, A, S, batch)
+        at = _at(dy, x, dx, middle, scale, along, back, lengths)
+        _run(apply_back, x, N * K, groups, like, *at, K, C, S, batch, last)
+    return dx, _as(d_gamma, gamma), _as(d_beta, beta)
 
 
 def _resident(work: Work) -> bool:
@@ -589,22 +596,18 @@ def _at(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _parts(P: int, C: int, parameter: Tensor | None) -> Tensor:
-    """Zeros for the sums of P parts; of one part alone, in the parameter's shape."""
-    if P == 1 and parameter is not None:
-        return torch.zeros_like(parameter, dtype=torch.float32)
-    return zeros(P, C)
-
-
-def _whole(parts: Tensor, P: int, parameter: Tensor | None) -> Tensor | None:
-    """The sum of the parts as a gradient of this parameter."""
+def _zeros(parameter: Tensor | None, C: int) -> Tensor:
+    """Where the gradient of γ or β is summed; where there is none, nobody asks."""
     if parameter is None:
-        return None
-    whole = parts
-    if P > 1:
-        fold(parts.data_ptr(), *parts.shape)
-        whole = parts[0].clone().view(parameter.shape)
-    return whole if parameter.dtype == torch.float32 else whole.to(parameter.dtype)
+        return zeros(C)
+    return torch.zeros_like(parameter, dtype=torch.float32)
+
+
+def _as(gradient: Tensor, parameter: Tensor | None) -> Tensor | None:
+    """The gradient of this parameter, in its own dtype."""
+    if parameter is None or parameter.dtype == torch.float32:
+        return None if parameter is None else gradient
+    return gradient.to(parameter.dtype)
 
 
 def _run(
@@ -614,7 +617,9 @@ def _run(
 
     A thread that wakes late finds less left to do: who is free takes the next piece.
     """
-    threads = min(torch.get_num_threads(), 1 + x.numel() // CHUNK)
+    size, threads = x.numel(), 1
+    if size >= CHUNK:
+        threads = min(torch.get_num_threads(), 1 + size // CHUNK)
     if threads == 1:
         kernel(0, parts, 0, groups, *to)
         return
@@ -672,5 +677,5 @@ def compile_ahead() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for last in (False, True):
             x, work = zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
-            _, mean, var = forward(x, None, None, work, 1.0, None, True)
-            backward(x, x, None, None, mean, var, work, 1.0, None, True)
+            _, moments = forward(x, None, None, work, 1.0, None, True)
+            backward(x, x, None, None, moments, work, 1.0, None, True)

@@ -594,7 +594,7 @@ def forward(
     eps: float,
     lengths: Tensor | None,
     centered: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
     """y and, of every set, its mean (None where not centered) and variance."""
     y = torch.empty_like(x)
     var = x.new_empty(work.sets, dtype=torch.float32)
@@ -607,7 +607,7 @@ def forward(
                 x, y, gamma, beta, mean, var, lengths, N * G, G, S, eps,
                 A, centered, channels_last, **tile,
             )  # fmt: skip
-            return y, mean, var
+            return y, (mean, var)
         view = _View.of(work)
         B, P, C, R, A, across, _ = view
         if across:
@@ -620,7 +620,7 @@ def forward(
             x, y, gamma, beta, mean, var, lengths, B, P, C, R, A, eps,
             batch, across, **tile,
         )  # fmt: skip
-    return y, mean, var
+    return y, (mean, var)
 
 
 def backward(
@@ -628,15 +628,14 @@ def backward(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor,
+    moments: tuple[Tensor | None, Tensor],
     work: Work,
     eps: float,
     lengths: Tensor | None,
     centered: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dγ and dβ, the latter None where there was no γ or β."""
-    dx = torch.empty_like(x)
+    dx, (mean, var) = torch.empty_like(x), moments
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     N, G, A, S, batch, channels_last = work
@@ -707,5 +706,5 @@ def compile_ahead() -> None:
             for centered in (True, False) if work.S == 1 else (True,):
                 beta = gamma if centered else None
                 task = (work, 1e-5, None, centered)
-                _, mean, var = forward(x, gamma, beta, *task)
-                backward(x, x, gamma, beta, mean, var, *task)
+                _, moments = forward(x, gamma, beta, *task)
+                backward(x, x, gamma, beta, moments, *task)
