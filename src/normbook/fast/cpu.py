@@ -15,17 +15,17 @@ pieces, which torch's own workers take, and no cut changes the order of a sum.
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
-from itertools import pairwise
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import extending, njit, types
+from numba import cfunc, extending, njit, types
 from torch import Tensor
 
 from normbook.fast import Work
@@ -34,11 +34,12 @@ CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
 ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
 PARTS = 64  # of the samples, each with its own sums of dγ and dβ
-PIECES = 4  # of the work for each thread
+PIECES = 8  # of the work for each thread
 BLOCK = 2**10  # values that are summed in float32 before they join a longer sum
 F32 = np.float32
 
 intrinsic: Any = extending.intrinsic
+INT = ir.IntType(64)
 # Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
 FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 empty, zeros = FLOAT32.new_empty, FLOAT32.new_zeros
@@ -610,52 +611,113 @@ def _as(gradient: Tensor, parameter: Tensor | None) -> Tensor | None:
     return gradient.to(parameter.dtype)
 
 
-def _run(
-    kernel: Callable[..., None], x: Tensor, parts: int, groups: int, *to: Any
-) -> None:
+def _run(kernel: Any, x: Tensor, parts: int, groups: int, *to: Any) -> None:
     """Call the kernel on ranges of parts, or of groups, with as many threads as torch.
 
     A thread that wakes late finds less left to do: who is free takes the next piece.
     """
-    size, threads = x.numel(), 1
+    threads, size = 1, x.numel()
     if size >= CHUNK:
         threads = min(torch.get_num_threads(), 1 + size // CHUNK)
     if threads == 1:
         kernel(0, parts, 0, groups, *to)
         return
-    most = max(parts, groups)
-    pieces = min(most, PIECES * threads)
-    cuts = pairwise([most * piece // pieces for piece in range(pieces + 1)])
-    left = iter([(*c, 0, groups) if parts == most else (0, parts, *c) for c in cuts])
-    failed: list[BaseException] = []
-
-    def share() -> None:
-        try:
-            for cut in left:  # Python lets one thread at a time take the next
-                kernel(*cut, *to)
-        except BaseException as error:
-            failed.append(error)
-
-    _together(share, threads)
-    if failed:
-        raise failed[0]
+    kinds = tuple(KINDS[type(value)] for value in to)
+    pieces = min(max(parts, groups), PIECES * threads)
+    work = 0, pieces, parts, groups, _address(kernel, kinds), *to
+    layout = "".join("d" if type(value) is float else "q" for value in work)
+    memory = ctypes.create_string_buffer(struct.pack(layout, *work))
+    _together(_worker(kinds), ctypes.addressof(memory), threads)
 
 
-def _together(share: Callable[[], None], threads: int) -> None:
-    """Call `share` in this thread and in others at the same time."""
+KINDS = {int: types.intp, float: types.float64, bool: types.boolean}
+RANGES = (types.intp,) * 4
+
+
+@cache
+def _address(kernel: Any, kinds: tuple[Any, ...]) -> int:
+    """Where the machine code of a kernel for these arguments begins."""
+    kernel.compile(RANGES + kinds)
+    compiled = kernel.overloads[RANGES + kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+@cache
+def _worker(kinds: tuple[Any, ...]) -> Any:
+    """What a thread does: take one piece of a kernel's work after another.
+
+    A C function, since threads that took turns in Python would wait for each other. Its
+    argument is the address of a list, 8 bytes each: the next piece; how many pieces,
+    parts and groups there are; the kernel's address; and what the kernel takes after
+    its ranges, values of these kinds.
+    """
+
+    def held(context: Any, builder: Any, data: Any, i: int, kind: Any) -> Any:
+        model = context.data_model_manager[kind]
+        at = builder.add(data, INT(8 * i))
+        at = builder.inttoptr(at, model.get_data_type().as_pointer())
+        return model.from_data(builder, builder.load(at))
+
+    @intrinsic
+    def take(_: Any, data: Any) -> Any:
+        """The next piece, which no other thread will get, and the three numbers."""
+        four = types.UniTuple(types.intp, 4)
+
+        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            at = builder.inttoptr(args[0], INT.as_pointer())
+            piece = builder.atomic_rmw("add", at, INT(1), "monotonic")
+            data = args[0]
+            rest = [held(context, builder, data, i, types.intp) for i in (1, 2, 3)]
+            return context.make_tuple(builder, four, [piece, *rest])
+
+        return four(data), build
+
+    @intrinsic
+    def call(_: Any, data: Any, p0: Any, p1: Any, g0: Any, g1: Any) -> Any:
+        """Call the kernel on these ranges."""
+
+        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            data, *given = args
+            given += (held(context, builder, data, *at) for at in enumerate(kinds, 5))
+            convention, takes = context.call_conv, RANGES + kinds
+            kernel = builder.inttoptr(
+                held(context, builder, data, 4, types.intp),
+                convention.get_function_type(types.none, takes).as_pointer(),
+            )
+            convention.call_function(builder, kernel, types.none, takes, given)
+            return context.get_dummy_value()
+
+        return types.void(data, p0, p1, g0, g1), build
+
+    @cfunc(types.void(types.intp))
+    def work(data: Any) -> None:
+        piece, pieces, parts, groups = take(data)
+        while piece < pieces:
+            most = max(parts, groups)
+            first, end = most * piece // pieces, most * (piece + 1) // pieces
+            if parts == most:
+                call(data, first, end, 0, groups)
+            else:
+                call(data, 0, parts, first, end)
+            piece, pieces, parts, groups = take(data)
+
+    return work
+
+
+def _together(worker: Any, data: int, threads: int) -> None:
+    """Call the worker in this thread and in others at the same time."""
     # A fork has none of the workers that it would wait for.
     if os.getpid() == PROCESS and (start := _openmp()) is not None:
-        start(TASK(lambda _: share()), None, threads, 0)
+        start(worker.address, data, threads, 0)
         return
-    helpers = [Thread(target=share) for _ in range(threads - 1)]
+    helpers = [Thread(target=worker.ctypes, args=(data,)) for _ in range(threads - 1)]
     for helper in helpers:
         helper.start()
-    share()
+    worker.ctypes(data)
     for helper in helpers:
         helper.join()
 
 
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PROCESS = os.getpid()
 
 
@@ -667,9 +729,11 @@ def _openmp() -> Any:
     another OpenMP than GNU's.
     """
     try:
-        return ctypes.CDLL(None).GOMP_parallel
+        start = ctypes.CDLL(None).GOMP_parallel
     except (TypeError, AttributeError):  # Windows; another OpenMP
         return None
+    start.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    return start
 
 
 def compile_ahead() -> None:
