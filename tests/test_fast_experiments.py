@@ -20,20 +20,21 @@ X = torch.linspace(-2, 3, 8 * 16).reshape(8, 16)
 def test_rounds_take_turns_and_begin_with_another_each_time(monkeypatch):
     order = []
     monkeypatch.setattr(
-        timing, "seconds", lambda run, calls, device: order.append(run) or 1.0
+        timing, "seconds", lambda run, calls, device: order.append(run()) or 1.0
     )
-    found = timing.rounds(["a", "b", "c"], number=2)
+    runs = [lambda name=name: name for name in "abc"]
+    found = timing.rounds(runs, number=2)
     assert found == [[1.0, 1.0]] * 3
     assert "".join(order[-6:]) == "abcbca"
 
 
-def test_a_turn_is_as_many_calls_as_fill_the_least_time(monkeypatch):
+def test_a_turn_is_as_many_calls_as_fill_the_least_time_after_one(monkeypatch):
     asked = []
     monkeypatch.setattr(
         timing, "seconds", lambda run, calls, device: asked.append(calls) or 1e-4
     )
-    timing.rounds(["a"], number=1, least=1e-3)
-    assert asked == [3, 3, 11]
+    timing.rounds([lambda: asked.append("untimed")], number=1, least=1e-3)
+    assert asked == [3, 3, "untimed", 11]
 
 
 def test_one_thread_is_timed_by_its_work_and_more_by_the_clock():

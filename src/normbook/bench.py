@@ -5,11 +5,12 @@
     python -m normbook.bench --methods LN BN --shapes 4096x1024 8x256x28x28 --quick
 
 Every rival takes its turn in every round, in training mode, in memory that was used
-before. Times are set against torch.nn's own and against the bound, the time in which a
-plain copy moves the bytes that the pass cannot avoid. Errors are those of y, dx, dγ and
-dβ against float64. Peak memory is what one forward and backward hold at most, in
-tensors of x's size: on a GPU by the allocator's own count, on a CPU by torch's
-profiler, which does not see what numba allocates (a few numbers a set).
+before and after a call that is not timed. Times are set against torch.nn's own and
+against the bound, the time in which a plain copy moves the bytes that the pass cannot
+avoid. Errors are those of y, dx, dγ and dβ against float64. Peak memory is what one
+forward and backward hold at most, in tensors of x's size: on a GPU by the allocator's
+own count, on a CPU by torch's profiler, which does not see what numba allocates (a few
+numbers a set).
 """
 
 import argparse

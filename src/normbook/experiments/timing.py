@@ -19,8 +19,8 @@ def rounds(
     """Seconds a call, a list of `number` rounds for each of `runs`.
 
     In a round each run has its turn, so that a machine that slows down slows all of
-    them; who comes first changes, since a run finds the caches as its neighbour left
-    them. A turn is as many calls as fill `least` seconds.
+    them. A turn is as many calls as fill `least` seconds, after one that is not timed:
+    it would find the caches, and the threads, as the run before has left them.
     """
     for run in runs:
         seconds(run, 3, device)
@@ -29,6 +29,7 @@ def rounds(
     for turn in range(number):
         for place in range(len(runs)):
             which = (turn + place) % len(runs)
+            runs[which]()
             taken[which].append(seconds(runs[which], calls[which], device))
     return taken
 
