@@ -291,7 +291,7 @@ def count(p0, p1, g0, g1, counts, groups):
 def test_threads_divide_the_work(monkeypatch, workers):
     """Ranges cover all parts or all groups once."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for parts, groups, size in product((1, 2, 10, 100), (1, 5), (10, 10**6)):
+    for parts, groups, size in product((1, 2, 20, 100), (1, 5, 40), (10, 10**6)):
         counts = torch.zeros(parts + 1, groups)
         cpu._run(count, torch.empty(size), parts, groups, counts.data_ptr(), groups)
         assert (counts[:-1] == 1).all()

@@ -203,6 +203,36 @@ def forward_resident(
 
 
 @kernel
+def gather(dy, x, start, end, mu):
+    """Σ dy and Σ dy·(x − μ)."""
+    by_dy, by_x = F32(0), F32(0)
+    for i in range(start, end):
+        by_dy += get(dy, i)
+        by_x += get(dy, i) * (get(x, i) - mu)
+    return by_dy, by_x
+
+
+@kernel
+def spread(dy, x, dx, start, end, line):
+    """dx = dy·scale + (x − μ)·along + back."""
+    mu, scale, along, back = line
+    for i in range(start, end):
+        put(dx, i, get(dy, i) * scale + (get(x, i) - mu) * along + back)
+
+
+@kernel
+def spread_and_gather(dy, x, dx, start, end, line, ahead, next_mu):
+    """`spread`, and `gather` of the values that lie `ahead`, in one loop."""
+    mu, scale, along, back = line
+    by_dy, by_x = F32(0), F32(0)
+    for i in range(start, end):
+        put(dx, i, get(dy, i) * scale + (get(x, i) - mu) * along + back)
+        by_dy += get(dy, i + ahead)
+        by_x += get(dy, i + ahead) * (get(x, i + ahead) - next_mu)
+    return by_dy, by_x
+
+
+@kernel
 def backward_resident(
     p0, p1, g0, g1, like, dy, x, dx, gamma, moments, d_gamma, d_beta, lengths, eps,
     centered, P, N, G, A, S, batch,
@@ -210,6 +240,8 @@ def backward_resident(
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, and each part's share of dγ, dβ.
 
     g = γ·dy. Samples of one part are summed in their order, the parts by the caller.
+    One loop applies a set of runs and sums the next: a set that is applied comes from a
+    cache, and memory would have nothing to do.
     """
     dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
     gamma, moments = pointer(gamma, 0.0), pointer(moments, 0.0)
@@ -217,11 +249,17 @@ def backward_resident(
     number, lengths = lengths != 0, pointer(lengths, True)
     samples, sets = (N, G) if batch else (1, N * G)
     for p in range(p0, p1):
+        for c in range((p * G + g0) * A, (p * G + g1) * A):
+            put(d_gamma, c, F32(0))
+            put(d_beta, c, F32(0))
         for first in range(N * p // P, N * (p + 1) // P, samples):
-            for g in range(g0, g1):
-                at = g if batch else first * G + g
-                rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
-                mu = get(moments, at) if centered else F32(0)
+            mu, rstd, back, along = F32(0), F32(0), F32(0), F32(0)
+            for g in range(g0, g1 if S == 1 else g1 + 1):
+                before, rstd_before = mu, rstd
+                if g < g1:
+                    at = g if batch else first * G + g
+                    rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
+                    mu = get(moments, at) if centered else F32(0)
                 m, sum_g, sum_gx = 0, F32(0), F32(0)
                 for n in range(first, first + samples):
                     start = (n * G + g) * A * S
@@ -234,40 +272,39 @@ def backward_resident(
                             sum_gx += scaled * (get(x, start + a) - mu)
                         continue
                     for c in range(g * A, (g + 1) * A):
-                        by_dy, by_x = F32(0), F32(0)
-                        for i in range(start, start + run):
-                            by_dy += get(dy, i)
-                            by_x += get(dy, i) * (get(x, i) - mu)
-                        sum_g += get(gamma, c) * by_dy
-                        sum_gx += get(gamma, c) * by_x
-                        add(d_beta, p * G * A + c, by_dy)
-                        add(d_gamma, p * G * A + c, by_x * rstd)
+                        old, by_dy, by_x = start - A * S, F32(0), F32(0)
+                        if g > g0:
+                            line = before, get(gamma, c - A) * rstd_before, along, back
+                            if g < g1:
+                                by_dy, by_x = spread_and_gather(
+                                    dy, x, dx, old, old + run, line, A * S, mu
+                                )
+                            else:
+                                spread(dy, x, dx, old, old + run, line)
+                            for i in range(old + run, old + S):
+                                put(dx, i, F32(0))
+                        else:
+                            by_dy, by_x = gather(dy, x, start, start + run, mu)
+                        if g < g1:
+                            sum_g += get(gamma, c) * by_dy
+                            sum_gx += get(gamma, c) * by_x
+                            add(d_beta, p * G * A + c, by_dy)
+                            add(d_gamma, p * G * A + c, by_x * rstd)
                         start += S
                 # With d = x − μ: dx = (g − mean(g) − d·rstd²·mean(g·d))·rstd.
                 back = -sum_g / F32(m) * rstd if centered else F32(0)
                 along = -sum_gx / F32(m) * rstd * rstd * rstd
-                for n in range(first, first + samples):
-                    start = (n * G + g) * A * S
-                    if S == 1:
-                        for a in range(A):
-                            scaled = get(gamma, g * A + a) * get(dy, start + a) * rstd
-                            d = get(x, start + a) - mu
-                            put(dx, start + a, scaled + back + d * along)
-                        for a in range(A):
-                            c = (p * G + g) * A + a
-                            d = get(x, start + a) - mu
-                            add(d_gamma, c, get(dy, start + a) * d * rstd)
-                            add(d_beta, c, get(dy, start + a))
-                        continue
-                    run = lengths[n] if number else S
-                    for c in range(g * A, (g + 1) * A):
-                        scale = get(gamma, c) * rstd
-                        for i in range(start, start + run):
-                            d = get(x, i) - mu
-                            put(dx, i, get(dy, i) * scale + back + d * along)
-                        for i in range(start + run, start + S):
-                            put(dx, i, F32(0))
-                        start += S
+                if S == 1:
+                    start = (first * G + g) * A
+                    for a in range(A):
+                        scaled = get(gamma, g * A + a) * get(dy, start + a) * rstd
+                        d = get(x, start + a) - mu
+                        put(dx, start + a, scaled + back + d * along)
+                    for a in range(A):
+                        c = (p * G + g) * A + a
+                        d = get(x, start + a) - mu
+                        add(d_gamma, c, get(dy, start + a) * d * rstd)
+                        add(d_beta, c, get(dy, start + a))
 
 
 @kernel
@@ -275,7 +312,10 @@ def fold(parts, d_gamma, d_beta, P, C):
     """Add P parts of dγ and then P of dβ, in their order."""
     parts = pointer(parts, 0.0)
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
-    for i in range(0, P * C, C):
+    for c in range(C):
+        put(d_gamma, c, get(parts, c))
+        put(d_beta, c, get(parts, P * C + c))
+    for i in range(C, P * C, C):
         for c in range(C):
             add(d_gamma, c, get(parts, i + c))
             add(d_beta, c, get(parts, P * C + i + c))
@@ -420,6 +460,9 @@ def merge_back(
     along, back = pointer(along, 0.0), pointer(back, 0.0)
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
     C, (samples, sets) = G * A, (N, G) if batch else (1, N * G)
+    for c in range(C):
+        put(d_gamma, c, F32(0))
+        put(d_beta, c, F32(0))
     for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
         rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
@@ -526,17 +569,17 @@ def backward(
     if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     wide = _values(gamma, C, 1)
-    d_gamma, d_beta = _zeros(gamma, C), _zeros(beta, C)
+    d_gamma, d_beta = _room(gamma, C), _room(beta, C)
     if _resident(work):
         # As many parts as pay for their sums. The shape alone decides, so that any
         # number of threads gives the same gradients.
         P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
         whole = parts = _at(d_gamma, d_beta)
         if P > 1:
-            room = zeros(2, P, C)
-            parts = _at(room, room[1])
-        at = [*_at(dy, x, dx, wide, moments), *parts, *_at(lengths)]
-        _run(backward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
+            room = empty(2, P, C)
+            parts = [room.data_ptr(), room.data_ptr() + room.nbytes // 2]
+        to = [*_at(dy, x, dx, wide, moments), *parts, *_at(lengths)]
+        _run(backward_resident, x, P, G, like, *to, eps, centered, P, N, G, A, S, batch)
         if P > 1:
             fold(parts[0], *whole, P, C)
     else:
@@ -597,11 +640,11 @@ def _at(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _zeros(parameter: Tensor | None, C: int) -> Tensor:
-    """Where the gradient of γ or β is summed; where there is none, nobody asks."""
+def _room(parameter: Tensor | None, C: int) -> Tensor:
+    """For the gradient of γ or β; where there is none, nobody asks for it."""
     if parameter is None:
-        return zeros(C)
-    return torch.zeros_like(parameter, dtype=torch.float32)
+        return empty(C)
+    return torch.empty_like(parameter, dtype=torch.float32)
 
 
 def _as(gradient: Tensor, parameter: Tensor | None) -> Tensor | None:
@@ -622,28 +665,31 @@ def _run(kernel: Any, x: Tensor, parts: int, groups: int, *to: Any) -> None:
     if threads == 1:
         kernel(0, parts, 0, groups, *to)
         return
-    kinds = tuple(KINDS[type(value)] for value in to)
-    pieces = min(max(parts, groups), PIECES * threads)
+    kinds = "".join([KINDS[type(value)] for value in to])
+    # A part is one stretch of memory, a group a stretch in each of them.
+    most = parts if parts >= 4 * threads else max(parts, groups)
+    pieces = min(most, PIECES * threads)
     work = 0, pieces, parts, groups, _address(kernel, kinds), *to
-    layout = "".join("d" if type(value) is float else "q" for value in work)
+    layout = "qqqqq" + kinds.replace("?", "q")
     memory = ctypes.create_string_buffer(struct.pack(layout, *work))
     _together(_worker(kinds), ctypes.addressof(memory), threads)
 
 
-KINDS = {int: types.intp, float: types.float64, bool: types.boolean}
-RANGES = (types.intp,) * 4
+KINDS = {int: "q", float: "d", bool: "?"}
+TYPES = {"q": types.intp, "d": types.float64, "?": types.boolean}
 
 
 @cache
-def _address(kernel: Any, kinds: tuple[Any, ...]) -> int:
+def _address(kernel: Any, kinds: str) -> int:
     """Where the machine code of a kernel for these arguments begins."""
-    kernel.compile(RANGES + kinds)
-    compiled = kernel.overloads[RANGES + kinds]
+    takes = tuple(TYPES[kind] for kind in "qqqq" + kinds)
+    kernel.compile(takes)
+    compiled = kernel.overloads[takes]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
 @cache
-def _worker(kinds: tuple[Any, ...]) -> Any:
+def _worker(kinds: str) -> Any:
     """What a thread does: take one piece of a kernel's work after another.
 
     A C function, since threads that took turns in Python would wait for each other. Its
@@ -651,6 +697,7 @@ def _worker(kinds: tuple[Any, ...]) -> Any:
     parts and groups there are; the kernel's address; and what the kernel takes after
     its ranges, values of these kinds.
     """
+    takes = tuple(TYPES[kind] for kind in "qqqq" + kinds)
 
     def held(context: Any, builder: Any, data: Any, i: int, kind: Any) -> Any:
         model = context.data_model_manager[kind]
@@ -678,8 +725,9 @@ def _worker(kinds: tuple[Any, ...]) -> Any:
 
         def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
             data, *given = args
-            given += (held(context, builder, data, *at) for at in enumerate(kinds, 5))
-            convention, takes = context.call_conv, RANGES + kinds
+            rest = enumerate(takes[4:], 5)
+            given += (held(context, builder, data, *at) for at in rest)
+            convention = context.call_conv
             kernel = builder.inttoptr(
                 held(context, builder, data, 4, types.intp),
                 convention.get_function_type(types.none, takes).as_pointer(),
@@ -693,9 +741,9 @@ def _worker(kinds: tuple[Any, ...]) -> Any:
     def work(data: Any) -> None:
         piece, pieces, parts, groups = take(data)
         while piece < pieces:
-            most = max(parts, groups)
+            most = parts if parts >= pieces else groups
             first, end = most * piece // pieces, most * (piece + 1) // pieces
-            if parts == most:
+            if parts >= pieces:
                 call(data, first, end, 0, groups)
             else:
                 call(data, 0, parts, first, end)
