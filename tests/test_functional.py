@@ -301,7 +301,7 @@ def test_relations(library, rng):
 
 
 def test_layer_norm_of_a_linear_map_is_rms_norm_of_a_centered_one(rng):
-    """LN(Wx + b) = RMSNorm(CWx + Cb), C = I − 11ᵀ/d."""
+    """LN(Wx + b) = RMSNorm(PWx + Pb), P = I − 11ᵀ/d."""
     x, W, b = rng.normal(size=(9, 5)), rng.normal(size=(7, 5)), rng.normal(size=7)
     C = np.eye(7) - 1 / 7
     want = F.layer_norm(x @ W.T + b)
