@@ -203,16 +203,6 @@ def forward_resident(
 
 
 @kernel
-def gather(dy, x, start, end, mu):
-    """Σ dy and Σ dy·(x − μ)."""
-    by_dy, by_x = F32(0), F32(0)
-    for i in range(start, end):
-        by_dy += get(dy, i)
-        by_x += get(dy, i) * (get(x, i) - mu)
-    return by_dy, by_x
-
-
-@kernel
 def spread(dy, x, dx, start, end, line):
     """dx = dy·scale + (x − μ)·along + back."""
     mu, scale, along, back = line
@@ -222,7 +212,7 @@ def spread(dy, x, dx, start, end, line):
 
 @kernel
 def spread_and_gather(dy, x, dx, start, end, line, ahead, next_mu):
-    """`spread`, and `gather` of the values that lie `ahead`, in one loop."""
+    """`spread`, and Σ dy and Σ dy·(x − μ) of the values that lie `ahead`."""
     mu, scale, along, back = line
     by_dy, by_x = F32(0), F32(0)
     for i in range(start, end):
@@ -272,20 +262,21 @@ def backward_resident(
                             sum_gx += scaled * (get(x, start + a) - mu)
                         continue
                     for c in range(g * A, (g + 1) * A):
-                        old, by_dy, by_x = start - A * S, F32(0), F32(0)
-                        if g > g0:
-                            line = before, get(gamma, c - A) * rstd_before, along, back
-                            if g < g1:
-                                by_dy, by_x = spread_and_gather(
-                                    dy, x, dx, old, old + run, line, A * S, mu
-                                )
-                            else:
-                                spread(dy, x, dx, old, old + run, line)
-                            for i in range(old + run, old + S):
-                                put(dx, i, F32(0))
-                        else:
-                            by_dy, by_x = gather(dy, x, start, start + run, mu)
+                        # The first set has none before it: what is written to its own
+                        # place is no gradient yet. So one loop takes every sum, in the
+                        # same order wherever a thread begins.
+                        ahead = A * S if g > g0 else 0
+                        old = start - ahead
+                        scale = get(gamma, c - A) * rstd_before if g > g0 else F32(0)
+                        line = before, scale, along, back
+                        if g == g1:
+                            spread(dy, x, dx, old, old + run, line)
+                        for i in range(old + run, old + S):
+                            put(dx, i, F32(0))
                         if g < g1:
+                            by_dy, by_x = spread_and_gather(
+                                dy, x, dx, old, old + run, line, ahead, mu
+                            )
                             sum_g += get(gamma, c) * by_dy
                             sum_gx += get(gamma, c) * by_x
                             add(d_beta, p * G * A + c, by_dy)
