@@ -5,7 +5,7 @@ centred and squared, and applied; so it serves every set up to `CACHE` values. S
 larger sets, and channels_last, where the values of a set are no neighbours. There the
 statistics of chunks that fit a cache are merged, and a second kernel reads x again.
 
-numba makes one function of each kernel for float32 and one for bfloat16; all sums are
+numba makes a function of each kernel for float32, bfloat16 and float16; all sums are
 float32. No loop here asks a thread of numba for anything: `_run` cuts the work into
 pieces, which torch's own workers take, and no cut changes the order of a sum.
 """
@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import cfunc, extending, njit, types
+from numba.core.registry import cpu_target
 from torch import Tensor
 
-from normbook.fast import Work
+from normbook.fast import DTYPES, Work
 
 CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
@@ -40,6 +41,7 @@ F32 = np.float32
 
 intrinsic: Any = extending.intrinsic
 INT = ir.IntType(64)
+HALF = types.int16  # numba has no float16 on a CPU, but LLVM has
 # Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
 FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 empty, zeros = FLOAT32.new_empty, FLOAT32.new_zeros
@@ -60,11 +62,11 @@ def kernel(function: Callable[..., Any]) -> Any:
 def pointer(_: Any, address: Any, like: Any) -> Any:
     """An address as a pointer to values of a type that the type of `like` stands for.
 
-    A float: float32. An integer: the bits of bfloat16. A boolean: int32.
+    A float: float32. An integer: the bits of bfloat16. A boolean: those of float16.
+    None: int32.
     """
-    value = {types.float64: types.float32, types.boolean: types.int32}.get(
-        types.unliteral(like), types.uint16
-    )
+    known = {types.float64: types.float32, types.boolean: HALF, types.none: types.int32}
+    value = known.get(types.unliteral(like), types.uint16)
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         to = context.get_value_type(types.CPointer(value))
@@ -75,12 +77,14 @@ def pointer(_: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def get(_: Any, p: Any, i: Any) -> Any:
-    """p[i] as float32; bfloat16 is its upper half."""
+    """p[i] as float32, of which bfloat16 is the upper half."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         value = builder.load(builder.gep(args[0], [args[1]]))
         if p.dtype == types.float32:
             return value
+        if p.dtype == HALF:
+            return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
         bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.IntType(32)(16))
         return builder.bitcast(bits, ir.FloatType())
 
@@ -89,11 +93,14 @@ def get(_: Any, p: Any, i: Any) -> Any:
 
 @intrinsic
 def put(_: Any, p: Any, i: Any, value: Any) -> Any:
-    """p[i] = value; to bfloat16 by rounding to the nearest, a tie to the even one."""
+    """p[i] = value, rounded to the nearest, a tie to the even one."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        p, i, value = args
-        if signature.args[0].dtype != types.float32:
+        to, (p, i, value) = signature.args[0].dtype, args
+        if to == HALF:
+            value = builder.fptrunc(value, ir.HalfType())
+            value = builder.bitcast(value, ir.IntType(16))
+        elif to != types.float32:
             int32 = ir.IntType(32)
             bits = builder.bitcast(value, int32)
             odd = builder.and_(builder.lshr(bits, int32(16)), int32(1))
@@ -120,7 +127,7 @@ def chunk(p, K, S, lengths):
     n, k = p // K, p % K
     first, end = S * k // K, S * (k + 1) // K
     if lengths != 0:
-        end = max(first, min(end, pointer(lengths, True)[n]))
+        end = max(first, min(end, pointer(lengths, None)[n]))
     return n, first, end
 
 
@@ -160,7 +167,7 @@ def forward_resident(
     """Of each set of parts p0 to p1 and groups g0 to g1: μ, σ², y = γ·x_hat + β."""
     x, y, moments = pointer(x, like), pointer(y, like), pointer(moments, 0.0)
     gamma, beta = pointer(gamma, 0.0), pointer(beta, 0.0)
-    number, lengths = lengths != 0, pointer(lengths, True)
+    number, lengths = lengths != 0, pointer(lengths, None)
     samples, sets = (N, G) if batch else (1, N * G)
     for first in range(N * p0 // P, N * p1 // P, samples):
         for g in range(g0, g1):
@@ -236,7 +243,7 @@ def backward_resident(
     dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
     gamma, moments = pointer(gamma, 0.0), pointer(moments, 0.0)
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
-    number, lengths = lengths != 0, pointer(lengths, True)
+    number, lengths = lengths != 0, pointer(lengths, None)
     samples, sets = (N, G) if batch else (1, N * G)
     for p in range(p0, p1):
         for c in range((p * G + g0) * A, (p * G + g1) * A):
@@ -508,7 +515,16 @@ def takes(
     x: Tensor, work: Work, eps: float, lengths: Tensor | None, centered: bool
 ) -> bool:
     """Whether `forward` gives what the plain formula gives."""
-    return x.dtype != torch.float16 and (lengths is None or work.S > 1)
+    if x.dtype == torch.float16 and not _converts():
+        return False
+    return lengths is None or work.S > 1
+
+
+@cache
+def _converts() -> bool:
+    """Whether this processor turns float16 into float32 and back."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
 
 
 def forward(
@@ -611,7 +627,7 @@ def _chunks(work: Work) -> tuple[int, int, int]:
 
 def _like(x: Tensor) -> Any:
     """What `pointer` shall take for a value of x's type."""
-    return 1.0 if x.dtype == torch.float32 else 1
+    return {torch.float32: 1.0, torch.bfloat16: 1, torch.float16: True}[x.dtype]
 
 
 def _values(parameter: Tensor | None, C: int, otherwise: int) -> Tensor:
@@ -776,8 +792,8 @@ def _openmp() -> Any:
 
 
 def compile_ahead() -> None:
-    """Compile every kernel, for float32 and bfloat16."""
-    for dtype in (torch.float32, torch.bfloat16):
+    """Compile every kernel, for each dtype that this processor converts."""
+    for dtype in DTYPES if _converts() else (torch.float32, torch.bfloat16):
         for last in (False, True):
             x, work = zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
             _, moments = forward(x, None, None, work, 1.0, None, True)
