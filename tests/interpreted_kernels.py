@@ -41,8 +41,10 @@ def calls(monkeypatch):
 
     kernels = gpu.forward
     monkeypatch.setattr(gpu, "forward", forward)
-    monkeypatch.setattr(gpu, "_device", lambda index: (1, True))
-    monkeypatch.setattr(fast, "_backend", lambda device: gpu)
+    monkeypatch.setattr(gpu, "_processors", lambda index: 1)
+    monkeypatch.setattr(
+        fast, "_backend", lambda device, dtype: gpu if dtype in fast.DTYPES else None
+    )
     return found
 
 

@@ -272,11 +272,13 @@ def test_meta_tensors(name, calls):
     assert calls == []
 
 
-@pytest.mark.parametrize("name", ["BN", "IN"])
-@pytest.mark.parametrize("momentum", [None, 0.0, 0.3])
+TRACKING = {"BN": nb.BatchNorm, "IN": nb.InstanceNorm}
+
+
+@pytest.mark.parametrize("name", TRACKING)
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
 def test_running_statistics(name, momentum, calls):
-    make = nb.BatchNorm if name == "BN" else nb.InstanceNorm
-    ours = make(4, momentum=momentum, track_running_stats=True)
+    ours = TRACKING[name](4, momentum=momentum, track_running_stats=True)
     plain = copy.deepcopy(ours)
     generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([7, 4, 2])
@@ -291,6 +293,39 @@ def test_running_statistics(name, momentum, calls):
         assert error(buffer, want) <= TOLERANCE["float32"]
     moved = momentum or (momentum is None and name == "BN")  # None is 0 for the other
     assert bool(moved) == bool(ours.running_mean.any())
+
+
+@pytest.mark.parametrize("name", TRACKING)
+@pytest.mark.parametrize(
+    ("change", "by_kernel"),
+    [
+        (lambda buffer: buffer, True),
+        (lambda buffer: buffer.double(), False),
+        (lambda buffer: buffer.repeat(2)[::2], False),
+        (lambda buffer: buffer.as_subclass(Mine), False),
+    ],
+)
+def test_a_kernel_moves_running_statistics_that_it_can_read(
+    name, change, by_kernel, monkeypatch
+):
+    layer = TRACKING[name](4, momentum=0.3, track_running_stats=True)
+    layer.running_mean = change(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    layer.running_var = change(torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    before = [buffer.clone() for buffer in (layer.running_mean, layer.running_var)]
+    seen, real = [], cpu.move
+    monkeypatch.setattr(cpu, "move", lambda *given: seen.append(real(*given)))
+    versions = [buffer._version for buffer in (layer.running_mean, layer.running_var)]
+    x = 5 + torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(4))
+    layer(x)
+    assert bool(seen) == by_kernel
+    for buffer, version in zip(list(layer.buffers())[:2], versions, strict=True):
+        assert buffer._version > version  # so that autograd knows
+    sets = (0, 2) if name == "BN" else (2,)
+    found = x.double().mean(sets), x.double().var(sets)
+    for buffer, old, new in zip(list(layer.buffers())[:2], before, found, strict=True):
+        if name == "IN":
+            new = new.mean(0)
+        assert error(buffer, 0.7 * old.double() + 0.3 * new) <= TOLERANCE["float32"]
 
 
 def test_a_value_changed_before_backward_raises():
@@ -419,7 +454,7 @@ import sys
 sys.modules["numba"] = None
 import torch
 from normbook import fast, nn as nb
-assert fast._backend(torch.device("cpu")) is None
+assert fast._backend(torch.device("cpu"), torch.float32) is None
 y = nb.LayerNorm(4)(torch.tensor([[1.0, 2.0, 3.0, 6.0]]))
 print([round(value, 3) for value in y[0].tolist()])
 from normbook.fast.__main__ import main

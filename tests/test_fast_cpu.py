@@ -105,7 +105,7 @@ class Case(NamedTuple):
         seen = fast.work(x, method.sets(x.shape))
         assert seen is not None
         task = (seen, EPS, self.lengths, method.centered)
-        assert cpu.takes(x, *task)
+        assert cpu.runs(x.device, x.dtype)
         y, moments = cpu.forward(x, self.gamma, self.beta, *task)
         gradients = cpu.backward(self.dy, x, self.gamma, self.beta, moments, *task)
         assert y.stride() == gradients[0].stride() == x.stride()
@@ -371,13 +371,36 @@ def test_nan_and_infinity_stay_in_their_set(name, value, dtype):
     assert name != "RMSNorm" or value != value or not got[1, 2, 1, :3].any()
 
 
-def test_takes_what_it_can_answer():
-    method = METHODS["GN2"]
-    work = fast.work(torch.empty(3, 4, 1), method.sets((3, 4, 1)))
-    lengths = torch.ones(3, dtype=torch.int32)
-    assert cpu.takes(torch.empty(3, 4, 1), work, EPS, None, True)
-    assert not cpu.takes(torch.empty(3, 4, 1), work, EPS, lengths, True)
-    assert cpu.takes(torch.empty(3, 4, 1).half(), work, EPS, None, True)
+def test_runs_where_it_can_answer():
+    here = torch.device("cpu")
+    assert fast._backend(here, torch.float32) is fast._backend(here, torch.float16)
+    for dtype in (torch.float64, torch.int32, torch.complex64):
+        assert fast._backend(here, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "last", "furthest"),
+    [
+        ((50, 6, 3, 5), False, 50 * 2),  # over the sets
+        ((2, 6, 3, 5), False, 3 * 3 * 5),  # within one
+        ((2, 6, 3, 5), True, 6 * 3 * 5),  # to a set's last value, past other sets'
+    ],
+)
+def test_how_far_a_kernel_counts(shape, last, furthest):
+    assert fast._work(shape, METHODS["GN2"].sets(shape), last).furthest == furthest
+
+
+def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
+    for name, shape in (("GN1", (2, 2**10, 2**21)), ("BN", (2**16, 2, 2**15))):
+        sets = METHODS[name].sets(shape)
+        assert fast._work(shape, sets, False) is None
+        half = (*shape[:-1], shape[-1] // 2)
+        assert fast._work(half, METHODS[name].sets(half), False) is not None
+
+
+def test_one_position_is_no_run_of_lengths():
+    sets, where = METHODS["GN2"].sets((3, 4, 1)), torch.ones(3, 1, 1, dtype=torch.bool)
+    assert fast.lengths(where, torch.empty(3, 4, 1), sets) is None
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

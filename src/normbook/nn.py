@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normbook import core, fast, functional
 from normbook.core import Axes
-from normbook.fast import Measured
+from normbook.fast import Running, Track
 from normbook.functional import InputError, Sets
 
 
@@ -116,13 +116,13 @@ def measured(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
-) -> tuple[Tensor, Measured]:
-    """y, by a kernel or by `plain`, and what gives the moments of every set."""
+) -> tuple[Tensor, Track]:
+    """y, by a kernel or by `plain`, and what moves running statistics."""
     found = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered)
     if found is not None:
         return found
     y = plain(x, sets, gamma, beta, eps, where, centered)
-    return y, partial(_moments, x, sets, where)
+    return y, partial(_track, x, sets, where)
 
 
 class BatchNorm(_BatchNorm):
@@ -136,13 +136,14 @@ class BatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return _remembered(self, x, where)
         sets = _sets(functional.batch_sets, x)
-        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
+        y, track = measured(x, sets, self.weight, self.bias, self.eps, where)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked.add_(1)
             momentum: Any = self.momentum
             if momentum is None:  # the plain average
                 momentum = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
-            _track(self, x, batch, momentum)
+            if x.numel():  # an empty batch moves nothing
+                track((self.running_mean, self.running_var), momentum)
         return y
 
 
@@ -157,9 +158,9 @@ class InstanceNorm(_InstanceNorm):
         if not self.training and self.track_running_stats:
             return _remembered(self, x, where)
         sets = _sets(functional.instance_sets, x)
-        y, batch = measured(x, sets, self.weight, self.bias, self.eps, where)
-        if self.training and self.track_running_stats:
-            _track(self, x, batch, self.momentum or 0.0)
+        y, track = measured(x, sets, self.weight, self.bias, self.eps, where)
+        if self.training and self.track_running_stats and x.numel():
+            track((self.running_mean, self.running_var), self.momentum or 0.0)
         return y
 
 
@@ -206,35 +207,16 @@ def _remembered(
     )
 
 
-def _moments(
-    x: Tensor, sets: Sets, where: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The mean and the unbiased variance of every set."""
-    found = functional.moments(x.detach(), sets, where)
-    return found.mean, found.var(correction=1)
-
-
 def _track(
-    layer: _BatchNorm | _InstanceNorm,
-    x: Tensor,
-    measured: Measured,
-    momentum: Any,
+    x: Tensor, sets: Sets, where: Tensor | None, running: Running, momentum: Any
 ) -> None:
-    """Move the running statistics, one a channel, towards this batch's.
+    """Move running statistics, one a channel, towards those of this batch.
 
     The running variance is the unbiased one, though x is standardized with the biased;
-    instance norm averages both over the batch; an empty batch moves neither. So does
-    torch.
+    instance norm averages both over the batch. So does torch.
     """
-    if x.numel() == 0:
-        return
-    buffers = layer.running_mean, layer.running_var
-    for buffer, value in zip(buffers, measured(), strict=True):
-        if value.shape != buffer.shape:
-            value = value.reshape(-1, layer.num_features).mean(0)
-        if value.dtype != buffer.dtype:
-            value = value.to(buffer.dtype)
-        buffer.lerp_(value, momentum)  # `moments.running`, in place and in one step
+    found = functional.moments(x.detach(), sets, where)
+    fast.track((found.mean, found.var(correction=1)), 1, running, momentum)
 
 
 def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> None:

@@ -28,8 +28,10 @@ from normbook.functional import Sets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
+MOST = 2**31 - 2**16  # what a GPU counts in 32 bits, with room for its blocks
 Plain = Callable[..., Tensor]
-Measured = Callable[[], tuple[Tensor, Tensor]]  # mean and unbiased variance of sets
+Running = tuple[Tensor, Tensor]  # means and variances, one a channel
+Track = Callable[[Running, Any], None]  # moves them by a momentum towards what x has
 
 
 class Work(NamedTuple):
@@ -53,11 +55,18 @@ class Work(NamedTuple):
         """How many means and variances there are."""
         return self.G if self.batch else self.N * self.G
 
+    @property
+    def furthest(self) -> int:
+        """How far a kernel counts: over its sets, and from a set's first value."""
+        N, G, A, S, batch, channels_last = self
+        in_set = S * (N if batch else A)
+        return max(N * G, in_set, G * A * S if channels_last else 0)
+
 
 def work(x: Tensor, sets: Sets) -> Work | None:
     """How a kernel sees x, or None where it cannot: sets or strides of another kind.
 
-    None, too, for no values at all, and for sets with fewer than they need.
+    None, too, for no values at all, and for sets of too few values or too many.
     """
     contiguous = x.is_contiguous()
     if not contiguous and not any(
@@ -86,16 +95,18 @@ def _work(shape: tuple[int, ...], sets: Sets, channels_last: bool) -> Work | Non
         N, C, *rest = view
         last = channels_last or prod(rest) == 1
         found = Work(N, C, 1, prod(rest), batch=True, channels_last=last)
-    return found if found is not None and _count(found, None) >= least else None
+    if found is None or found.furthest > MOST or _count(found, None) < least:
+        return None
+    return found
 
 
 def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
     """The number of real positions of each sample, where a mask says just that.
 
-    x: (N, C, T); where: (N, 1, T), True up to a length. None for any other mask, and
-    for one that leaves a set too few values, which the plain path answers.
+    x: (N, C, T), T > 1; where: (N, 1, T), True up to a length. None for any other mask,
+    and for one that leaves a set too few values, which the plain path answers.
     """
-    if x.dim() != 3 or where.shape != (x.shape[0], 1, x.shape[2]):
+    if x.dim() != 3 or where.shape != (x.shape[0], 1, x.shape[2]) or x.shape[2] == 1:
         return None
     if where.dtype != torch.bool or where.device != x.device or sets.param != (1,):
         return None
@@ -136,13 +147,11 @@ class Call:
         _, eps, _, centered = self.task
         return self.plain(x, self.sets, gamma, beta, eps, self.where, centered)
 
-    def measured(self) -> tuple[Tensor, Tensor]:
-        """The mean and the unbiased variance, σ²·m/(m − 1), of every set."""
-        (seen, _, real, _), (mean, var) = self.task, self.moments
+    def track(self, running: Running, momentum: Any) -> None:
+        """Move running statistics towards the mean and σ²·m/(m − 1) of every set."""
+        seen, _, real, _ = self.task
         m = _count(seen, real)
-        if real is None:
-            return mean, var.add(var, alpha=1 / (m - 1))
-        return mean, var * (m / (m - 1))
+        self.kernels.track(self.moments, m / (m - 1), running, momentum)
 
 
 class Fused(torch.autograd.Function):
@@ -185,8 +194,8 @@ def normalize(
     eps: float,
     where: Tensor | None,
     centered: bool,
-) -> tuple[Tensor, Measured] | None:
-    """y and what gives the moments of every set; None where the plain path must answer.
+) -> tuple[Tensor, Track] | None:
+    """y and what moves running statistics; None where the plain path must answer.
 
     plain: the same function of x to centered, differentiable twice.
     """
@@ -194,38 +203,52 @@ def normalize(
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    if (kernels := _backend(x.device)) is None or x.dtype not in DTYPES:
+    dtype, device = x.dtype, x.device
+    if (kernels := _backend(device, dtype)) is None:
         return None
     if not isinstance(eps, NUMBER) or (seen := work(x, sets)) is None:
         return None
     differentiable, values = x.requires_grad, seen.G * seen.A
     for value in (gamma, beta):
         if value is not None:
-            if not _readable(value, x, values):
+            if not _readable(value, dtype, device, values):
                 return None
             differentiable = differentiable or value.requires_grad
     real = None
     if where is not None and (real := lengths(where, x, sets)) is None:
         return None
     task = (seen, float(eps), real, centered)
-    if not kernels.takes(x, *task):
-        return None
     call = Call(plain, sets, where, kernels, task)
     if differentiable and torch.is_grad_enabled():
-        return _apply(x, gamma, beta, call), call.measured
-    return call.forward(x, gamma, beta), call.measured
+        return _apply(x, gamma, beta, call), call.track
+    return call.forward(x, gamma, beta), call.track
 
 
-def _readable(parameter: Tensor, x: Tensor, values: int) -> bool:
+def _readable(
+    parameter: Tensor, dtype: torch.dtype, device: torch.device, values: int
+) -> bool:
     """Whether a kernel can read γ or β: a plain tensor beside x, one value each."""
-    kind, dtype = type(parameter), parameter.dtype
+    kind, own = type(parameter), parameter.dtype
     return (
         (kind is Parameter or kind is Tensor)
-        and (dtype is torch.float32 or dtype is x.dtype)
-        and parameter.device == x.device
+        and (own is dtype or own is torch.float32)
+        and parameter.device == device
         and parameter.numel() == values
         and parameter.is_contiguous()
     )
+
+
+def track(moments: Any, unbiased: Any, running: Running, momentum: Any) -> None:
+    """Move running statistics, in place, towards the mean and the variance · unbiased.
+
+    Where every sample has its own, towards their mean.
+    """
+    mean, var = moments
+    for old, new in zip(running, (mean, var * unbiased), strict=True):
+        if new.shape != old.shape:
+            new = new.reshape(-1, old.numel()).mean(0)
+        # `moments.running`, in place and in one step
+        old.lerp_(new.to(old.dtype), momentum)
 
 
 def _count(seen: Work, real: Tensor | None) -> Any:
@@ -250,12 +273,13 @@ def off() -> Iterator[None]:
 
 
 @cache
-def _backend(device: torch.device) -> Any:
-    """The module of kernels for a device, or None where it cannot run."""
+def _backend(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module of kernels that can work on such tensors, or None."""
     name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type)
-    if name is None:
+    if name is None or dtype not in DTYPES:
         return None
     try:
-        return import_module(f"normbook.fast.{name}")
+        kernels = import_module(f"normbook.fast.{name}")
     except ImportError:
         return None
+    return kernels if kernels.runs(device, dtype) else None

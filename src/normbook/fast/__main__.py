@@ -15,12 +15,14 @@ def main() -> None:
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
             print("cuda: no such device here")
-        elif (backend := fast._backend(torch.device(device))) is None:
+            continue
+        kernels = fast._backend(torch.device(device), torch.float32)
+        if kernels is None:
             needed = {"cpu": "numba", "cuda": "Triton"}[device]
             print(f"{device}: no {needed} here, the plain path answers")
         else:
             begin = perf_counter()
-            backend.compile_ahead()
+            kernels.compile_ahead()
             print(f"{device}: compiled in {perf_counter() - begin:.1f} s")
 
 

@@ -18,7 +18,7 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from threading import Thread
 from typing import Any
 
@@ -28,8 +28,10 @@ from llvmlite import ir
 from numba import cfunc, extending, njit, types
 from numba.core.registry import cpu_target
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from normbook.fast import DTYPES, Work
+from normbook import fast
+from normbook.fast import DTYPES, NUMBER, Running, Work
 
 CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
@@ -42,20 +44,29 @@ F32 = np.float32
 intrinsic: Any = extending.intrinsic
 INT = ir.IntType(64)
 HALF = types.int16  # numba has no float16 on a CPU, but LLVM has
+# What tells `pointer` the type of a tensor's values.
+LIKE = {torch.float32: 1.0, torch.bfloat16: 1, torch.float16: True}
 # Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
 FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
 empty, zeros = FLOAT32.new_empty, FLOAT32.new_zeros
+NOTHING = empty(0)  # where a kernel would look for lengths; its address is 0
+# Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
+# ("arcp" would make 1/√∞ a nan).
+FASTMATH = {"reassoc", "nsz", "contract"}
+jit: Any = partial(njit, nogil=True, error_model="numpy", fastmath=FASTMATH)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiled at its first call, and kept on disk where some folder can be written."""
-    # Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
-    # ("arcp" would make 1/√∞ a nan).
-    fastmath = {"reassoc", "nsz", "contract"}
-    compiled: Any = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    compiled = jit(function)
     with suppress(RuntimeError):  # nowhere to keep it: every process compiles its own
         compiled.enable_caching()
     return compiled
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Compiled as a part of each kernel that calls it, which takes less time."""
+    return jit(inline="always")(function)
 
 
 @intrinsic
@@ -115,13 +126,13 @@ def put(_: Any, p: Any, i: Any, value: Any) -> Any:
     return signature, build
 
 
-@kernel
+@helper
 def add(p, i, value):
     """p[i] += value, for float32."""
     put(p, i, get(p, i) + value)
 
 
-@kernel
+@helper
 def chunk(p, K, S, lengths):
     """The sample of chunk p, the k-th of K of it, and its first and last position."""
     n, k = p // K, p % K
@@ -131,21 +142,9 @@ def chunk(p, K, S, lengths):
     return n, first, end
 
 
-@kernel
-def above(x, start, end, near):
-    """Σ(x − near). Blocks are summed in float32, their sums in float64."""
-    total = 0.0
-    for first in range(start, end, BLOCK):
-        part: Any = F32(0)
-        for i in range(first, min(first + BLOCK, end)):
-            part += get(x, i) - near
-        total += part
-    return total
-
-
-@kernel
+@helper
 def squares(x, start, end, mu):
-    """Σ(x − μ)², summed in the same way."""
+    """Σ(x − μ)². Blocks are summed in float32, their sums in float64."""
     total = 0.0
     for first in range(start, end, BLOCK):
         part: Any = F32(0)
@@ -157,6 +156,40 @@ def squares(x, start, end, mu):
 
 
 # Resident -----------------------------------------------------------------------------
+#
+# Sets stand in a queue. One loop applies a set, out of a cache, and sums the one behind
+# it, out of memory, which would else have nothing to do. The first has none before it:
+# what goes to its own place is overwritten. The last has none behind it: its loop's sum
+# is dropped. So one loop takes every sum, in the same order wherever a thread begins.
+
+
+@helper
+def apply_run(x, y, start, end, line, ahead, near):
+    """y = (x − μ)·scale + shift. Σ(x − near) of the values that lie `ahead`."""
+    mu, scale, shift = line
+    total = 0.0
+    for first in range(start, end, BLOCK):
+        part: Any = F32(0)
+        for i in range(first, min(first + BLOCK, end)):
+            put(y, i, (get(x, i) - mu) * scale + shift)
+            part += get(x, i + ahead) - near
+        total += part
+    return total
+
+
+@helper
+def apply_row(x, y, gamma, beta, c, start, A, line, ahead, near):
+    """The same where every value is a channel, the first of them c."""
+    mu, rstd = line
+    total = 0.0
+    for first in range(0, A, BLOCK):
+        part: Any = F32(0)
+        for a in range(first, min(first + BLOCK, A)):
+            scale = get(gamma, c + a) * rstd
+            put(y, start + a, (get(x, start + a) - mu) * scale + get(beta, c + a))
+            part += get(x, start + ahead + a) - near
+        total += part
+    return total
 
 
 @kernel
@@ -169,57 +202,51 @@ def forward_resident(
     gamma, beta = pointer(gamma, 0.0), pointer(beta, 0.0)
     number, lengths = lengths != 0, pointer(lengths, None)
     samples, sets = (N, G) if batch else (1, N * G)
-    for first in range(N * p0 // P, N * p1 // P, samples):
-        for g in range(g0, g1):
-            at = g if batch else first * G + g
+    begin, end = N * p0 // P, N * p1 // P
+    queue = samples if number else end - begin  # one loop: one length
+    for first in range(begin, end, queue):
+        mu, rstd = F32(0), F32(0)
+        g, new, last = g0, first * G + g0, queue // samples * (g1 - g0)
+        for k in range(last + 1):
+            before, old = g, new
+            if 0 < k < last:
+                g, new = (g + 1, new + 1) if g + 1 < g1 else (g0, new + g0 - g + G)
+            ahead = (new - old) * A * S
             # Measured from the set's first value, a large mean costs no digits.
-            m, near, total = 0, get(x, (first * G + g) * A * S), 0.0
-            for n in range(first, first + samples):
-                runs, run = (A, lengths[n]) if number else (1, A * S)
-                m += runs * run
-                for a in range(runs if centered else 0):
-                    start = ((n * G + g) * A + a) * S
-                    total += above(x, start, start + run, near)
-            mu = near + F32(total / m) if centered else F32(0)
-            total = 0.0
-            for n in range(first, first + samples):
-                runs, run = (A, lengths[n]) if number else (1, A * S)
-                for a in range(runs):
-                    start = ((n * G + g) * A + a) * S
-                    total += squares(x, start, start + run, mu)
-            sigma2 = F32(total / m)
-            put(moments, at, mu)
-            put(moments, sets + at, sigma2)
-            rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
-            for n in range(first, first + samples):
-                start = (n * G + g) * A * S
+            m, near, total = 0, get(x, new * A * S), 0.0
+            for n in range(samples):
+                start = (old + n * G) * A * S
+                run = lengths[first + n] if number else S
+                m += A * run
                 if S == 1:
-                    for a in range(A):
-                        scale = get(gamma, g * A + a) * rstd
-                        shift = get(beta, g * A + a)
-                        put(y, start + a, (get(x, start + a) - mu) * scale + shift)
+                    total += apply_row(
+                        x, y, gamma, beta, before * A, start, A, (mu, rstd), ahead, near
+                    )
                     continue
-                run = lengths[n] if number else S
-                for c in range(g * A, (g + 1) * A):
-                    scale, shift = get(gamma, c) * rstd, get(beta, c)
-                    for i in range(start, start + run):
-                        put(y, i, (get(x, i) - mu) * scale + shift)
+                for c in range(before * A, (before + 1) * A):
+                    line = mu, get(gamma, c) * rstd, get(beta, c)
+                    total += apply_run(x, y, start, start + run, line, ahead, near)
                     for i in range(start + run, start + S):
                         put(y, i, F32(0))
                     start += S
+            if k == last:
+                break
+            mu = near + F32(total / m) if centered else F32(0)
+            total = 0.0
+            for n in range(samples):
+                runs, run = (A, lengths[first + n]) if number else (1, A * S)
+                for a in range(runs):
+                    start = ((new + n * G) * A + a) * S
+                    total += squares(x, start, start + run, mu)
+            sigma2 = F32(total / m)
+            rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
+            put(moments, g if batch else new, mu)
+            put(moments, sets + (g if batch else new), sigma2)
 
 
-@kernel
-def spread(dy, x, dx, start, end, line):
-    """dx = dy·scale + (x − μ)·along + back."""
-    mu, scale, along, back = line
-    for i in range(start, end):
-        put(dx, i, get(dy, i) * scale + (get(x, i) - mu) * along + back)
-
-
-@kernel
-def spread_and_gather(dy, x, dx, start, end, line, ahead, next_mu):
-    """`spread`, and Σ dy and Σ dy·(x − μ) of the values that lie `ahead`."""
+@helper
+def apply_run_back(dy, x, dx, start, end, line, ahead, next_mu):
+    """dx = dy·scale + (x − μ)·along + back. Σ dy and Σ dy·(x − next_mu) `ahead`."""
     mu, scale, along, back = line
     by_dy, by_x = F32(0), F32(0)
     for i in range(start, end):
@@ -227,6 +254,21 @@ def spread_and_gather(dy, x, dx, start, end, line, ahead, next_mu):
         by_dy += get(dy, i + ahead)
         by_x += get(dy, i + ahead) * (get(x, i + ahead) - next_mu)
     return by_dy, by_x
+
+
+@helper
+def apply_row_back(dy, x, dx, gamma, c, next_c, start, A, line, ahead, next_mu):
+    """The same where every value is a channel; the sums are of γ·dy."""
+    mu, rstd, along, back = line
+    sum_g, sum_gx = F32(0), F32(0)
+    for a in range(A):
+        i = start + a
+        scaled = get(gamma, c + a) * rstd * get(dy, i)
+        put(dx, i, scaled + (get(x, i) - mu) * along + back)
+        g = get(gamma, next_c + a) * get(dy, i + ahead)
+        sum_g += g
+        sum_gx += g * (get(x, i + ahead) - next_mu)
+    return sum_g, sum_gx
 
 
 @kernel
@@ -237,8 +279,6 @@ def backward_resident(
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, and each part's share of dγ, dβ.
 
     g = γ·dy. Samples of one part are summed in their order, the parts by the caller.
-    One loop applies a set of runs and sums the next: a set that is applied comes from a
-    cache, and memory would have nothing to do.
     """
     dy, x, dx = pointer(dy, like), pointer(x, like), pointer(dx, like)
     gamma, moments = pointer(gamma, 0.0), pointer(moments, 0.0)
@@ -249,60 +289,52 @@ def backward_resident(
         for c in range((p * G + g0) * A, (p * G + g1) * A):
             put(d_gamma, c, F32(0))
             put(d_beta, c, F32(0))
-        for first in range(N * p // P, N * (p + 1) // P, samples):
-            mu, rstd, back, along = F32(0), F32(0), F32(0), F32(0)
-            for g in range(g0, g1 if S == 1 else g1 + 1):
-                before, rstd_before = mu, rstd
-                if g < g1:
-                    at = g if batch else first * G + g
-                    rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
-                    mu = get(moments, at) if centered else F32(0)
+        begin, end = N * p // P, N * (p + 1) // P
+        queue = samples if number else end - begin
+        for first in range(begin, end, queue):
+            mu, rstd, along, back = F32(0), F32(0), F32(0), F32(0)
+            g, new, last = g0, first * G + g0, queue // samples * (g1 - g0)
+            for k in range(last + 1):
+                before, old = g, new
+                if 0 < k < last:
+                    g, new = (g + 1, new + 1) if g + 1 < g1 else (g0, new + g0 - g + G)
+                ahead, at = (new - old) * A * S, g if batch else new
+                next_mu = get(moments, at) if centered else F32(0)
+                next_rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
                 m, sum_g, sum_gx = 0, F32(0), F32(0)
-                for n in range(first, first + samples):
-                    start = (n * G + g) * A * S
-                    run = lengths[n] if number else S
+                for n in range(samples):
+                    start = (old + n * G) * A * S
+                    run = lengths[first + n] if number else S
                     m += A * run
                     if S == 1:
-                        for a in range(A):
-                            scaled = get(gamma, g * A + a) * get(dy, start + a)
-                            sum_g += scaled
-                            sum_gx += scaled * (get(x, start + a) - mu)
+                        sum_g, sum_gx = apply_row_back(
+                            dy, x, dx, gamma, before * A, g * A, start, A,
+                            (mu, rstd, along, back), ahead, next_mu,
+                        )  # fmt: skip
                         continue
-                    for c in range(g * A, (g + 1) * A):
-                        # The first set has none before it: what is written to its own
-                        # place is no gradient yet. So one loop takes every sum, in the
-                        # same order wherever a thread begins.
-                        ahead = A * S if g > g0 else 0
-                        old = start - ahead
-                        scale = get(gamma, c - A) * rstd_before if g > g0 else F32(0)
-                        line = before, scale, along, back
-                        if g == g1:
-                            spread(dy, x, dx, old, old + run, line)
-                        for i in range(old + run, old + S):
+                    for a in range(A):
+                        scale = get(gamma, before * A + a) * rstd
+                        by_dy, by_x = apply_run_back(
+                            dy, x, dx, start, start + run,
+                            (mu, scale, along, back), ahead, next_mu,
+                        )  # fmt: skip
+                        for i in range(start + run, start + S):
                             put(dx, i, F32(0))
-                        if g < g1:
-                            by_dy, by_x = spread_and_gather(
-                                dy, x, dx, old, old + run, line, ahead, mu
-                            )
-                            sum_g += get(gamma, c) * by_dy
-                            sum_gx += get(gamma, c) * by_x
-                            add(d_beta, p * G * A + c, by_dy)
-                            add(d_gamma, p * G * A + c, by_x * rstd)
                         start += S
+                        c = g * A + a
+                        sum_g += get(gamma, c) * by_dy
+                        sum_gx += get(gamma, c) * by_x
+                        if k < last:
+                            add(d_beta, p * G * A + c, by_dy)
+                            add(d_gamma, p * G * A + c, by_x * next_rstd)
+                mu, rstd = next_mu, next_rstd
                 # With d = x − μ: dx = (g − mean(g) − d·rstd²·mean(g·d))·rstd.
                 back = -sum_g / F32(m) * rstd if centered else F32(0)
                 along = -sum_gx / F32(m) * rstd * rstd * rstd
-                if S == 1:
-                    start = (first * G + g) * A
-                    for a in range(A):
-                        scaled = get(gamma, g * A + a) * get(dy, start + a) * rstd
-                        d = get(x, start + a) - mu
-                        put(dx, start + a, scaled + back + d * along)
-                    for a in range(A):
-                        c = (p * G + g) * A + a
-                        d = get(x, start + a) - mu
-                        add(d_gamma, c, get(dy, start + a) * d * rstd)
-                        add(d_beta, c, get(dy, start + a))
+                for a in range(A if S == 1 and k < last else 0):
+                    c, i = (p * G + g) * A + a, new * A + a
+                    add(d_gamma, c, get(dy, i) * (get(x, i) - mu) * rstd)
+                    add(d_beta, c, get(dy, i))
 
 
 @kernel
@@ -508,16 +540,26 @@ def apply_back(
                 put(dx, i, F32(0))
 
 
+@kernel
+def move(moments, mean, var, unbiased, momentum, sets, C):
+    """Running statistics: (1 − momentum)·old + momentum·new, new the mean over sets."""
+    moments, mean, var = pointer(moments, 0.0), pointer(mean, 0.0), pointer(var, 0.0)
+    keep, share = F32(1 - momentum), F32(momentum * C / sets)
+    for c in range(C):
+        mu, sigma2 = F32(0), F32(0)
+        for at in range(c, sets, C):
+            mu += get(moments, at)
+            sigma2 += get(moments, sets + at)
+        put(mean, c, keep * get(mean, c) + share * mu)
+        put(var, c, keep * get(var, c) + share * F32(unbiased) * sigma2)
+
+
 # The backend --------------------------------------------------------------------------
 
 
-def takes(
-    x: Tensor, work: Work, eps: float, lengths: Tensor | None, centered: bool
-) -> bool:
-    """Whether `forward` gives what the plain formula gives."""
-    if x.dtype == torch.float16 and not _converts():
-        return False
-    return lengths is None or work.S > 1
+def runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this processor converts values of this type."""
+    return dtype != torch.float16 or _converts()
 
 
 @cache
@@ -538,7 +580,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y, and of every set its mean (0 where not centered) and variance, (2, sets)."""
     N, G, A, S, batch, last = work
-    y, C, like = torch.empty_like(x), G * A, _like(x)
+    lengths = NOTHING if lengths is None else lengths
+    y, C, like = torch.empty_like(x), G * A, LIKE[x.dtype]
     moments = empty(2, G if batch else N * G)
     gamma, beta = _values(gamma, C, 1), _values(beta, C, 0)
     if _resident(work):
@@ -572,7 +615,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, γ and β."""
     N, G, A, S, batch, last = work
-    dx, C, like = torch.empty_like(x), G * A, _like(x)
+    lengths = NOTHING if lengths is None else lengths
+    dx, C, like = torch.empty_like(x), G * A, LIKE[x.dtype]
     if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     wide = _values(gamma, C, 1)
@@ -606,6 +650,26 @@ def backward(
     return dx, _as(d_gamma, gamma), _as(d_beta, beta)
 
 
+def track(moments: Tensor, unbiased: Any, running: Running, momentum: Any) -> None:
+    """`fast.track`, by a kernel where it can read all of this."""
+    numbers = isinstance(unbiased, NUMBER) and isinstance(momentum, NUMBER)
+    if not numbers or not all(map(_movable, running)):
+        fast.track(moments, unbiased, running, momentum)
+        return
+    at, sizes = _at(moments, *running), (moments.shape[1], running[0].numel())
+    move(*at, float(unbiased), float(momentum), *sizes)
+    increment_version(running)
+
+
+def _movable(running: Tensor) -> bool:
+    return (
+        type(running) is Tensor
+        and running.dtype is torch.float32
+        and running.device == FLOAT32.device
+        and running.is_contiguous()
+    )
+
+
 def _resident(work: Work) -> bool:
     """Whether the values of a set are neighbours, or runs of them, and fit a cache."""
     if work.channels_last:
@@ -625,16 +689,11 @@ def _chunks(work: Work) -> tuple[int, int, int]:
     return N, -(-S // run), S
 
 
-def _like(x: Tensor) -> Any:
-    """What `pointer` shall take for a value of x's type."""
-    return {torch.float32: 1.0, torch.bfloat16: 1, torch.float16: True}[x.dtype]
-
-
 def _values(parameter: Tensor | None, C: int, otherwise: int) -> Tensor:
     """γ or β in float32; where there is none, the same number for every channel."""
     if parameter is None:
         return _constant(C, otherwise)
-    return parameter if parameter.dtype == torch.float32 else parameter.float()
+    return parameter if parameter.dtype is torch.float32 else parameter.float()
 
 
 @lru_cache(64)
@@ -642,9 +701,9 @@ def _constant(C: int, value: int) -> Tensor:
     return torch.full((C,), value, dtype=torch.float32, device="cpu")
 
 
-def _at(*tensors: Tensor | None) -> list[int]:
-    """Where they begin in memory; 0 for none."""
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+def _at(*tensors: Tensor) -> list[int]:
+    """Where they begin in memory."""
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def _room(parameter: Tensor | None, C: int) -> Tensor:
@@ -798,3 +857,4 @@ def compile_ahead() -> None:
             x, work = zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
             _, moments = forward(x, None, None, work, 1.0, None, True)
             backward(x, x, None, None, moments, work, 1.0, None, True)
+    track(moments, 1.0, (zeros(2), zeros(2)), 1.0)

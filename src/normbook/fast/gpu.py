@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from normbook import fast
 from normbook.fast import DTYPES, Work, _count
 
 # ---------------------------------------------------------------- the resident pair
@@ -483,7 +484,7 @@ class _View(NamedTuple):
         """Room for `number` sums of every part, the parts K, one program for each."""
         (blocks,) = self.grid(tile)
         columns = self.B * triton.cdiv(self.C, tile["CS"])
-        K = max(1, min(blocks // columns, 8 * _device(x.device.index)[0] // columns))
+        K = max(1, min(blocks // columns, 8 * _processors(x.device.index) // columns))
         room = x.new_empty((number, self.B, K, self.C), dtype=torch.float32)
         return room, K, (columns * K,)
 
@@ -500,7 +501,7 @@ def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[
     """
     blocks = triton.cdiv(w.N * w.G, tile["ROWS"])
     least = 1 if w.G == 1 else w.G // tile["ROWS"]
-    wanted = _device(x.device.index)[0] * max(1, 16 // tile["num_warps"])
+    wanted = _processors(x.device.index) * max(1, 16 // tile["num_warps"])
     programs = least * max(1, min(blocks, wanted) // least)
     shape = (2, programs // least, w.G * w.A)
     return x.new_empty(shape, dtype=torch.float32), (programs,)
@@ -559,7 +560,7 @@ def _walk(x: Tensor, w: Work) -> dict[str, Any] | None:
     That is where they are too large or too few to go round, or no neighbours, or where
     a channel has so few positions that its sums for dγ and dβ would be no small part.
     """
-    few = _device(x.device.index)[0] > w.N * w.G or 1 < w.S < 16
+    few = _processors(x.device.index) > w.N * w.G or 1 < w.S < 16
     size = w.A * w.S * x.element_size()
     if few or w.batch or w.channels_last or size > WALKED:
         return None
@@ -569,21 +570,17 @@ def _walk(x: Tensor, w: Work) -> dict[str, Any] | None:
 
 
 @cache
-def _device(index: int | None) -> tuple[int, bool]:
-    """How many multiprocessors there are, and whether kernels are known to run."""
+def _processors(index: int | None) -> int:
+    """How many multiprocessors a GPU has."""
     if index is None:
-        return 132, True
-    found = torch.cuda.get_device_properties(index)
-    return found.multi_processor_count, found.major >= 8 and not torch.version.hip
+        return 132
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def takes(
-    x: Tensor, work: Work, eps: float, lengths: Tensor | None, centered: bool
-) -> bool:
-    """Whether kernels answer: on what they know, while int32 counts along each axis."""
-    N, G, A, S, batch, channels_last = work
-    counts = (N * G, A * S, N * S if batch else 1, G * A * S if channels_last else 1)
-    return _device(x.device.index)[1] and max(counts) < 2**31 - 2**16
+def runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels are known to run on this GPU."""
+    found = torch.cuda.get_device_properties(device)
+    return found.major >= 8 and not torch.version.hip
 
 
 def forward(
@@ -610,8 +607,6 @@ def forward(
             return y, (mean, var)
         view = _View.of(work)
         B, P, C, R, A, across, _ = view
-        if across:
-            lengths = None  # S = 1: all are 1, or there would be too few values
         tile = view.tile(4096)
         parts, K, grid = view.parts(x, 3, tile)
         _moments[grid](x, lengths, parts, B, P, C, R, K, batch, centered, **tile)
@@ -665,7 +660,6 @@ def backward(
             else:
                 sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
         else:
-            lengths = None if across else lengths
             weight = gamma if across else None
             by = _sum(dy, x, weight, mean, var, lengths, eps, view, batch)
             if across:
@@ -683,6 +677,9 @@ def backward(
         for p, total in zip((gamma, beta), sums.view(2, -1), strict=True)
     )
     return dx, of_gamma, of_beta
+
+
+track = fast.track  # a few numbers a channel: a kernel of ours would save nothing
 
 
 def shipped() -> list[Work]:
