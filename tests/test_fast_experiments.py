@@ -100,6 +100,20 @@ def test_an_order_of_work_for_each_size():
     assert min(found) > 0
 
 
+def test_overlap_needs_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert runs.overlap(X, X[0], X[1]) is None
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="numba is missing")
+@pytest.mark.parametrize("rows", [1, 8])
+def test_both_orders_of_the_loops_are_timed_and_give_layer_norm(rows):
+    taken, y = runs.overlap(X[:rows], X[0], X[1], number=1)
+    assert list(taken) == ["loop after loop", "the next row meanwhile"]
+    assert min(taken.values()) > 0
+    assert torch.allclose(y, functional.layer_norm(X[:rows], X[0], X[1]), atol=1e-6)
+
+
 def test_one_pass_loses_the_digits_that_two_passes_keep():
     found = runs.variance_errors([0, 1e3, 1e4], sets=5)
     assert max(found["two passes"] + found["one pass, less the first value"]) < 1e-6

@@ -76,7 +76,7 @@ def rescale(
     Returns y and rstd = 1/√(mean(x²) + ε).
     """
     x = only(x, where)
-    rstd = (mean(x * x, axes, where) + eps) ** -0.5
+    rstd = 1 / (mean(x * x, axes, where) + eps) ** 0.5
     return x * rstd, rstd
 
 

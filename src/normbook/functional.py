@@ -151,7 +151,7 @@ def batch_norm_eval(
     wide, where, gamma, beta = _prepare(x, no_sets, gamma, beta, where)
     mean = _parameter("mean", _wide(mean), x, CHANNEL)
     var = _parameter("var", _wide(var), x, CHANNEL)
-    x_hat = (core.only(wide, where) - mean) * (var + eps) ** -0.5
+    x_hat = (core.only(wide, where) - mean) * (1 / (var + eps) ** 0.5)
     return _as(core.only(core.affine(x_hat, gamma, beta), where), x)
 
 

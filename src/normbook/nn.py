@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -242,7 +243,7 @@ def _last_sets(shape: tuple[int, ...], layer: str, normalized: tuple[int, ...]) 
 
 def _sets(of: Callable[..., Sets], x: Tensor, *given: Any) -> Sets:
     """The sets of x, remembered where its shape is one of plain numbers."""
-    if type(x) is not Tensor or torch.compiler.is_compiling():
+    if type(x) is not Tensor or is_compiling():
         return of(x.shape, *given)
     return _remembered_sets(of, x.shape, *given)
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from normbook.functional import Sets
@@ -199,7 +200,7 @@ def normalize(
 
     plain: the same function of x to centered, differentiable twice.
     """
-    if _off or torch.compiler.is_compiling() or type(x) is not Tensor or x.is_neg():
+    if _off or is_compiling() or type(x) is not Tensor or x.is_neg():
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None

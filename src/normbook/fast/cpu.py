@@ -143,16 +143,18 @@ def chunk(p, K, S, lengths):
 
 
 @helper
-def squares(x, start, end, mu):
-    """Σ(x − μ)². Blocks are summed in float32, their sums in float64."""
-    total = 0.0
+def around(x, start, end, mu):
+    """Σ(x − μ) and Σ(x − μ)². Blocks are summed in float32, their sums in float64."""
+    sum_d, sum_d2 = 0.0, 0.0
     for first in range(start, end, BLOCK):
-        part: Any = F32(0)
+        by_d, by_d2 = F32(0), F32(0)
         for i in range(first, min(first + BLOCK, end)):
             d = get(x, i) - mu
-            part += d * d
-        total += part
-    return total
+            by_d += d
+            by_d2 += d * d
+        sum_d += by_d
+        sum_d2 += by_d2
+    return sum_d, sum_d2
 
 
 # Resident -----------------------------------------------------------------------------
@@ -232,13 +234,19 @@ def forward_resident(
             if k == last:
                 break
             mu = near + F32(total / m) if centered else F32(0)
-            total = 0.0
+            sum_d, sum_d2 = 0.0, 0.0
             for n in range(samples):
                 runs, run = (A, lengths[first + n]) if number else (1, A * S)
                 for a in range(runs):
                     start = ((new + n * G) * A + a) * S
-                    total += squares(x, start, start + run, mu)
-            sigma2 = F32(total / m)
+                    by_d, by_d2 = around(x, start, start + run, mu)
+                    sum_d += by_d
+                    sum_d2 += by_d2
+            # What rounding left of Σ(x − μ) mends both. Chan, Golub & LeVeque (1983).
+            left = sum_d / m if centered else 0.0
+            mu, sigma2 = mu + F32(left), F32(sum_d2 / m - left * left)
+            if sigma2 < 0:
+                sigma2 = F32(0)
             rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
             put(moments, g if batch else new, mu)
             put(moments, sets + (g if batch else new), sigma2)
@@ -586,7 +594,10 @@ def forward(
     gamma, beta = _values(gamma, C, 1), _values(beta, C, 0)
     if _resident(work):
         P = 1 if batch else min(N, PARTS)
-        at = _at(x, y, gamma, beta, moments, lengths)
+        at = [  # what `_at` gives, sooner
+            x.data_ptr(), y.data_ptr(), gamma.data_ptr(), beta.data_ptr(),
+            moments.data_ptr(), lengths.data_ptr(),
+        ]  # fmt: skip
         _run(forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
         return y, moments
     N, K, S = _chunks(work)
