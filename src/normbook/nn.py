@@ -11,7 +11,7 @@ torch only for N = 1), and a wrong channel count raises with or without paramete
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normbook import core, fast, functional
 from normbook.core import Axes
-from normbook.fast import Running, Track
+from normbook.fast import Running
 from normbook.functional import InputError, Sets
 
 
@@ -109,7 +109,7 @@ def plain(
     )
 
 
-def measured(
+def normalize(
     x: Tensor,
     sets: Sets,
     gamma: Tensor | None,
@@ -117,13 +117,21 @@ def measured(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
-) -> tuple[Tensor, Track]:
-    """y, by a kernel or by `plain`, and what moves running statistics."""
-    found = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered)
-    if found is not None:
-        return found
-    y = plain(x, sets, gamma, beta, eps, where, centered)
-    return y, partial(_track, x, sets, where)
+    running: Running | None = None,
+) -> Tensor:
+    """y, by a kernel or by `plain`; running statistics move towards this batch's.
+
+    The running variance is the unbiased one, though x is standardized with the biased;
+    instance norm averages both over the batch; an empty batch moves nothing. So does
+    torch.
+    """
+    y = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered, running)
+    if y is None:
+        y = plain(x, sets, gamma, beta, eps, where, centered)
+        if running is not None and x.numel():
+            found = functional.moments(x.detach(), sets, where)
+            running.track(found.mean, found.var(correction=1))
+    return y
 
 
 class BatchNorm(_BatchNorm):
@@ -137,14 +145,17 @@ class BatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return _remembered(self, x, where)
         sets = _sets(functional.batch_sets, x)
-        y, track = measured(x, sets, self.weight, self.bias, self.eps, where)
+        running = None
         if self.training and self.running_mean is not None:
-            self.num_batches_tracked.add_(1)
             momentum: Any = self.momentum
             if momentum is None:  # the plain average
-                momentum = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
-            if x.numel():  # an empty batch moves nothing
-                track((self.running_mean, self.running_var), momentum)
+                momentum = 1 / (self.num_batches_tracked + 1).to(
+                    self.running_mean.dtype
+                )
+            running = Running(self.running_mean, self.running_var, momentum)
+        y = normalize(x, sets, self.weight, self.bias, self.eps, where, running=running)
+        if running is not None:
+            self.num_batches_tracked.add_(1)
         return y
 
 
@@ -159,10 +170,12 @@ class InstanceNorm(_InstanceNorm):
         if not self.training and self.track_running_stats:
             return _remembered(self, x, where)
         sets = _sets(functional.instance_sets, x)
-        y, track = measured(x, sets, self.weight, self.bias, self.eps, where)
-        if self.training and self.track_running_stats and x.numel():
-            track((self.running_mean, self.running_var), self.momentum or 0.0)
-        return y
+        running = None
+        if self.training and self.track_running_stats:
+            running = Running(self.running_mean, self.running_var, self.momentum or 0.0)
+        return normalize(
+            x, sets, self.weight, self.bias, self.eps, where, running=running
+        )
 
 
 class LayerNorm(nn.LayerNorm):
@@ -170,7 +183,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         sets = _sets(_last_sets, x, type(self).__name__, self.normalized_shape)
-        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
+        return normalize(x, sets, self.weight, self.bias, self.eps, where)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -181,7 +194,7 @@ class RMSNorm(nn.RMSNorm):
         summed_in = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(summed_in).eps if self.eps is None else self.eps
         sets = _sets(_last_sets, x, type(self).__name__, self.normalized_shape)
-        return measured(x, sets, self.weight, None, eps, centered=False)[0]
+        return normalize(x, sets, self.weight, None, eps, centered=False)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -190,7 +203,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
         _need_channels(self, self.num_channels, x, 2)
         sets = _sets(functional.group_sets, x, self.num_groups)
-        return measured(x, sets, self.weight, self.bias, self.eps, where)[0]
+        return normalize(x, sets, self.weight, self.bias, self.eps, where)
 
 
 def _remembered(
@@ -206,18 +219,6 @@ def _remembered(
         eps=layer.eps,
         where=where,
     )
-
-
-def _track(
-    x: Tensor, sets: Sets, where: Tensor | None, running: Running, momentum: Any
-) -> None:
-    """Move running statistics, one a channel, towards those of this batch.
-
-    The running variance is the unbiased one, though x is standardized with the biased;
-    instance norm averages both over the batch. So does torch.
-    """
-    found = functional.moments(x.detach(), sets, where)
-    fast.track((found.mean, found.var(correction=1)), 1, running, momentum)
 
 
 def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> None:

@@ -31,8 +31,24 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
 MOST = 2**31 - 2**16  # what a GPU counts in 32 bits, with room for its blocks
 Plain = Callable[..., Tensor]
-Running = tuple[Tensor, Tensor]  # means and variances, one a channel
-Track = Callable[[Running, Any], None]  # moves them by a momentum towards what x has
+
+
+class Running(NamedTuple):
+    """Running statistics, one a channel, and the weight of what is new."""
+
+    mean: Tensor
+    var: Tensor
+    momentum: Any
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move towards these, in place; where each sample has its own, to their mean.
+
+        `moments.running` in one step.
+        """
+        for old, new in ((self.mean, mean), (self.var, var)):
+            if new.shape != old.shape:
+                new = new.reshape(-1, old.numel()).mean(0)
+            old.lerp_(new.to(old.dtype), self.momentum)
 
 
 class Work(NamedTuple):
@@ -132,9 +148,11 @@ class Call:
         self.kernels, self.task = kernels, task
         self.moments: Any = None
 
-    def forward(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        """y; the moments stay here."""
-        y, self.moments = self.kernels.forward(x, gamma, beta, *self.task)
+    def forward(
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, kept: bool = True
+    ) -> Tensor:
+        """y; the moments stay here, if anybody will ask for them."""
+        y, self.moments = self.kernels.forward(x, gamma, beta, *self.task, kept)
         return y
 
     def backward(self, dy: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
@@ -148,11 +166,11 @@ class Call:
         _, eps, _, centered = self.task
         return self.plain(x, self.sets, gamma, beta, eps, self.where, centered)
 
-    def track(self, running: Running, momentum: Any) -> None:
+    def track(self, running: Running) -> None:
         """Move running statistics towards the mean and σ²·m/(m − 1) of every set."""
         seen, _, real, _ = self.task
         m = _count(seen, real)
-        self.kernels.track(self.moments, m / (m - 1), running, momentum)
+        self.kernels.track(self.moments, m / (m - 1), running)
 
 
 class Fused(torch.autograd.Function):
@@ -195,8 +213,9 @@ def normalize(
     eps: float,
     where: Tensor | None,
     centered: bool,
-) -> tuple[Tensor, Track] | None:
-    """y and what moves running statistics; None where the plain path must answer.
+    running: Running | None,
+) -> Tensor | None:
+    """y, or None where the plain path must answer; moves running statistics, if given.
 
     plain: the same function of x to centered, differentiable twice.
     """
@@ -221,8 +240,12 @@ def normalize(
     task = (seen, float(eps), real, centered)
     call = Call(plain, sets, where, kernels, task)
     if differentiable and torch.is_grad_enabled():
-        return _apply(x, gamma, beta, call), call.track
-    return call.forward(x, gamma, beta), call.track
+        y = _apply(x, gamma, beta, call)
+    else:
+        y = call.forward(x, gamma, beta, running is not None)
+    if running is not None:
+        call.track(running)
+    return y
 
 
 def _readable(
@@ -237,19 +260,6 @@ def _readable(
         and parameter.numel() == values
         and parameter.is_contiguous()
     )
-
-
-def track(moments: Any, unbiased: Any, running: Running, momentum: Any) -> None:
-    """Move running statistics, in place, towards the mean and the variance · unbiased.
-
-    Where every sample has its own, towards their mean.
-    """
-    mean, var = moments
-    for old, new in zip(running, (mean, var * unbiased), strict=True):
-        if new.shape != old.shape:
-            new = new.reshape(-1, old.numel()).mean(0)
-        # `moments.running`, in place and in one step
-        old.lerp_(new.to(old.dtype), momentum)
 
 
 def _count(seen: Work, real: Tensor | None) -> Any:

@@ -30,7 +30,6 @@ from numba.core.registry import cpu_target
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from normbook import fast
 from normbook.fast import DTYPES, NUMBER, Running, Work
 
 CACHE = 2**17  # values of a set that a second pass still finds in a cache
@@ -147,7 +146,8 @@ def around(x, start, end, mu):
     """Σ(x − μ) and Σ(x − μ)². Blocks are summed in float32, their sums in float64."""
     sum_d, sum_d2 = 0.0, 0.0
     for first in range(start, end, BLOCK):
-        by_d, by_d2 = F32(0), F32(0)
+        by_d: Any = F32(0)
+        by_d2: Any = F32(0)
         for i in range(first, min(first + BLOCK, end)):
             d = get(x, i) - mu
             by_d += d
@@ -200,8 +200,9 @@ def forward_resident(
     P, N, G, A, S, batch,
 ):  # fmt: skip
     """Of each set of parts p0 to p1 and groups g0 to g1: μ, σ², y = γ·x_hat + β."""
-    x, y, moments = pointer(x, like), pointer(y, like), pointer(moments, 0.0)
+    x, y = pointer(x, like), pointer(y, like)
     gamma, beta = pointer(gamma, 0.0), pointer(beta, 0.0)
+    kept, moments = moments != 0, pointer(moments, 0.0)
     number, lengths = lengths != 0, pointer(lengths, None)
     samples, sets = (N, G) if batch else (1, N * G)
     begin, end = N * p0 // P, N * p1 // P
@@ -248,8 +249,9 @@ def forward_resident(
             if sigma2 < 0:
                 sigma2 = F32(0)
             rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
-            put(moments, g if batch else new, mu)
-            put(moments, sets + (g if batch else new), sigma2)
+            if kept:
+                put(moments, g if batch else new, mu)
+                put(moments, sets + (g if batch else new), sigma2)
 
 
 @helper
@@ -409,7 +411,7 @@ def merge(
     """
     means, m2s, gamma = pointer(means, 0.0), pointer(m2s, 0.0), pointer(gamma, 0.0)
     middle, scale = pointer(middle, 0.0), pointer(scale, 0.0)
-    moments, C = pointer(moments, 0.0), G * A
+    kept, moments, C = moments != 0, pointer(moments, 0.0), G * A
     samples, sets = (N, G) if batch else (1, N * G)
     for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
@@ -425,8 +427,9 @@ def merge(
             for c in range(g * A, (g + 1) * A if end > first else g * A):
                 d = get(means, p * C + c) - mu
                 squares += get(m2s, p * C + c) + F32(end - first) * d * d
-        put(moments, at, mu)
-        put(moments, sets + at, squares / F32(m))
+        if kept:
+            put(moments, at, mu)
+            put(moments, sets + at, squares / F32(m))
         rstd = F32(1) / np.sqrt(squares / F32(m) + F32(eps))
         for c in range(n * C + g * A, n * C + (g + 1) * A):
             put(middle, c, mu)
@@ -585,19 +588,20 @@ def forward(
     eps: float,
     lengths: Tensor | None,
     centered: bool,
+    kept: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """y, and of every set its mean (0 where not centered) and variance, (2, sets)."""
+    """y, and of every set its mean (0 where not centered) and variance, (2, sets).
+
+    Unless these are kept, their place is empty.
+    """
     N, G, A, S, batch, last = work
     lengths = NOTHING if lengths is None else lengths
     y, C, like = torch.empty_like(x), G * A, LIKE[x.dtype]
-    moments = empty(2, G if batch else N * G)
+    moments = empty(2, G if batch else N * G) if kept else NOTHING
     gamma, beta = _values(gamma, C, 1), _values(beta, C, 0)
     if _resident(work):
         P = 1 if batch else min(N, PARTS)
-        at = [  # what `_at` gives, sooner
-            x.data_ptr(), y.data_ptr(), gamma.data_ptr(), beta.data_ptr(),
-            moments.data_ptr(), lengths.data_ptr(),
-        ]  # fmt: skip
+        at = _at(x, y, gamma, beta, moments, lengths)
         _run(forward_resident, x, P, G, like, *at, eps, centered, P, N, G, A, S, batch)
         return y, moments
     N, K, S = _chunks(work)
@@ -661,15 +665,16 @@ def backward(
     return dx, _as(d_gamma, gamma), _as(d_beta, beta)
 
 
-def track(moments: Tensor, unbiased: Any, running: Running, momentum: Any) -> None:
-    """`fast.track`, by a kernel where it can read all of this."""
+def track(moments: Tensor, unbiased: Any, running: Running) -> None:
+    """Move running statistics, by a kernel where it can read all of this."""
+    mean, var, momentum = running
     numbers = isinstance(unbiased, NUMBER) and isinstance(momentum, NUMBER)
-    if not numbers or not all(map(_movable, running)):
-        fast.track(moments, unbiased, running, momentum)
+    if not numbers or not (_movable(mean) and _movable(var)):
+        running.track(moments[0], moments[1] * unbiased)
         return
-    at, sizes = _at(moments, *running), (moments.shape[1], running[0].numel())
+    at, sizes = _at(moments, mean, var), (moments.shape[1], mean.numel())
     move(*at, float(unbiased), float(momentum), *sizes)
-    increment_version(running)
+    increment_version((mean, var))
 
 
 def _movable(running: Tensor) -> bool:
@@ -868,4 +873,4 @@ def compile_ahead() -> None:
             x, work = zeros(2, 2, 1, 2, dtype=dtype), Work(2, 2, 1, 2, last, last)
             _, moments = forward(x, None, None, work, 1.0, None, True)
             backward(x, x, None, None, moments, work, 1.0, None, True)
-    track(moments, 1.0, (zeros(2), zeros(2)), 1.0)
+    track(moments, 1.0, Running(zeros(2), zeros(2), 1.0))

@@ -30,8 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normbook import fast
-from normbook.fast import DTYPES, Work, _count
+from normbook.fast import DTYPES, Running, Work, _count
 
 # ---------------------------------------------------------------- the resident pair
 
@@ -591,8 +590,12 @@ def forward(
     eps: float,
     lengths: Tensor | None,
     centered: bool,
+    kept: bool = True,
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
-    """y and, of every set, its mean (None where not centered) and variance."""
+    """y and, of every set, its mean (None where not centered) and variance.
+
+    Here these are kept in any case.
+    """
     y = torch.empty_like(x)
     var = x.new_empty(work.sets, dtype=torch.float32)
     mean = torch.empty_like(var) if centered else None
@@ -679,7 +682,10 @@ def backward(
     return dx, of_gamma, of_beta
 
 
-track = fast.track  # a few numbers a channel: a kernel of ours would save nothing
+def track(moments: tuple[Tensor, Tensor], unbiased: Any, running: Running) -> None:
+    """Move running statistics; for so few numbers torch's operations will do."""
+    mean, var = moments
+    running.track(mean, var * unbiased)
 
 
 def shipped() -> list[Work]:
