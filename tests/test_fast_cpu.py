@@ -15,7 +15,7 @@ pytest.importorskip("numba")
 from numba import njit
 
 from normbook import fast, functional
-from normbook.fast import cpu
+from normbook.fast import cpu, threads
 
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
@@ -285,8 +285,8 @@ def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch, work
 def workers(request, monkeypatch):
     """Whose threads share the work."""
     if request.param == "others":
-        monkeypatch.setattr(cpu, "_openmp", lambda: None)
-    elif cpu._openmp() is None:
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    elif threads._openmp() is None:
         pytest.skip("torch came with another OpenMP here")
     return request.param
 
