@@ -108,9 +108,8 @@ lab: .venv/ready  ## Open the notebooks in JupyterLab
 
 # ---------------------------------------------------------------- GPU
 
-# The tests of the notebooks and the pages need what requirements.txt installs.
-GPU_TESTS := tests $(addprefix --ignore=tests/test_, \
-    book.py guard.py notebooks.py pages.py)
+# Those that run on a GPU, which need pytest, NumPy and torch alone.
+GPU_TESTS := $(addprefix tests/test_, core.py moments.py functional.py gpu.py bench.py)
 
 gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
 	@export PYTHONPATH="src:$$PYTHONPATH"; \

@@ -1,6 +1,11 @@
-"""The GPU's kernels without a GPU: what they compute, and what they compile to."""
+"""The GPU's kernels without a GPU: what they compute, and what they compile to.
+
+And whether `make gpu` would find all that it needs on a machine that has little else.
+"""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +149,44 @@ def test_the_gate_sees_a_spill_and_a_narrow_load():
     assert sm90.build(launch._replace(constants=tuple(constants.items()))).stack > 0
     launch = next(iter(sm90.launches(ODD["999"], torch.float32)))
     assert 16 not in sm90.build(launch).stores
+
+
+# A Python that sees a GPU and has next to nothing: it imports what it would run.
+BARE = """
+import sys
+for name in ("hypothesis matplotlib mlxtend names nbformat nbval numba pandas "
+             "playwright scipy skimage sklearn tqdm triton").split():
+    sys.modules[name] = None
+import pytest, torch
+torch.cuda.is_available = lambda: True
+match sys.argv[1:]:
+    case ["-c", code]:
+        exec(code)
+    case ["-m", "pytest", *options]:
+        sys.exit(pytest.main([*options, "--collect-only", "-q"]))
+    case ["-m", name, *options]:
+        print("imported", __import__(name, fromlist=["main"]).main.__module__)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is missing")
+def test_make_gpu_needs_little_and_leaves_out_no_test(tmp_path):
+    (tmp_path / "bare.py").write_text(BARE)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/bare.py" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "gpu", f"PYTHON={python}"],
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout
+    modules = re.findall("^imported (.*)$", done.stdout, re.MULTILINE)
+    assert modules == ["normbook.experiments.agreement", "normbook.bench"]
+    found = set(re.findall("^tests/(test_.*)::", done.stdout, re.MULTILINE))
+    on_a_gpu = re.compile(r"mark\.gpu|^def test_.*\blibrary\b", re.MULTILINE)
+    texts = {path.name: path.read_text() for path in HERE.glob("test_*.py")}
+    assert found == {name for name, text in texts.items() if on_a_gpu.search(text)}
