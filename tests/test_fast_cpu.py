@@ -221,7 +221,7 @@ def test_channels_last(method, shape, dtype, sizes):
 @pytest.mark.parametrize("name", ["BN", "IN", "GN1", "GN2"])
 def test_lengths(name, dtype, sizes):
     """Beyond a sample's length y and dx are 0, whatever stands in x and dy there."""
-    lengths = torch.tensor([9, 1, 4, 0] if name == "BN" else [9, 5, 4, 3]).int()
+    lengths = torch.tensor([0, 1, 9, 4] if name == "BN" else [9, 5, 4, 3]).int()
     case = make(METHODS[name], (4, 6, 9), dtype, lengths=lengths)
     assert case.agrees()
     beyond = (torch.arange(9) >= lengths[:, None, None]).expand(4, 6, 9)
@@ -259,6 +259,33 @@ def test_long_sums_cost_no_digits(name):
     (y, *_, mean, _), (exact, *_, true_mean, _) = case.ours(), case.wanted()
     assert (y.double() - exact).norm() <= 3 * 2.0**-25 * exact.norm()
     assert error(mean, true_mean) <= 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("BN", (60_000, 1, 2)),  # resident
+        ("BN", (300_000, 2, 2)),  # split
+        ("LN", (300_000, 4)),
+        ("IN", (150_000, 2, 8)),
+    ],
+)
+def test_many_short_sets_cost_no_digits(name, shape):
+    """All of dy has one sign: a long sum of it in float32 would grow unevenly."""
+    case = make(METHODS[name], shape)
+    case = case._replace(dy=0.1 + 0.01 * case.dy)
+    names = ("y", "dx", "dγ", "dβ", "mean", "var")
+    for title, got, want in zip(names, case.ours(), case.wanted(), strict=True):
+        allowed = 1e-4 if title == "dγ" else 2e-6  # terms of both signs, which cancel
+        assert (got - want).norm() <= allowed * want.norm(), title
+
+
+def test_running_statistics_of_many_sets_cost_no_digits():
+    moments = torch.rand(2, 10**6, generator=torch.Generator().manual_seed(0))
+    mean, var = torch.zeros(2), torch.zeros(2)
+    cpu.track(moments, 1.0, fast.Running(mean, var, 1.0))
+    for got, values in zip((mean, var), moments, strict=True):
+        assert error(got, values.double().view(-1, 2).mean(0)) < 1e-7
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -345,8 +372,6 @@ def test_torch_s_workers_share_the_work(workers):
         lambda dy: dy[:1, :1, :1, :1].expand(dy.shape),
         lambda dy: dy.contiguous(memory_format=torch.channels_last),
         lambda dy: dy.transpose(2, 3).contiguous().transpose(2, 3),
-        lambda dy: torch._neg_view(-dy),
-        lambda dy: dy.double(),
     ],
 )
 @pytest.mark.parametrize("last", [False, True])

@@ -125,6 +125,8 @@ def normalize(
     instance norm averages both over the batch; an empty batch moves nothing. So does
     torch.
     """
+    if running is not None:
+        _need_one_a_channel(x, running)
     y = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered, running)
     if y is None:
         y = plain(x, sets, gamma, beta, eps, where, centered)
@@ -228,6 +230,15 @@ def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> Non
             f"{type(layer).__name__} needs x of shape {layout} with C = {channels} on "
             f"axis 1; got {tuple(x.shape)}. Build the layer for that many channels, or "
             "move the channel axis to 1."
+        )
+
+
+def _need_one_a_channel(x: Tensor, running: Running) -> None:
+    found = running.mean.shape, running.var.shape
+    if found != (x.shape[1:2],) * 2:
+        raise InputError(
+            "running_mean and running_var need one value a channel, shape "
+            f"({x.shape[1]},); got {tuple(found[0])} and {tuple(found[1])}."
         )
 
 

@@ -12,6 +12,7 @@ where it does not. `python -m normbook.fast` compiles the kernels of this machin
 of their first call.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -21,6 +22,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
@@ -30,6 +37,8 @@ from normbook.functional import Sets
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
 MOST = 2**31 - 2**16  # what a GPU counts in 32 bits, with room for its blocks
+LEAST = 1e-24  # of ε: the kernels of a CPU take 1/√ε³ in float32
+PROCESS = os.getpid()  # that of a fork is another: it has none of torch's workers
 Plain = Callable[..., Tensor]
 
 
@@ -123,14 +132,22 @@ def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
     x: (N, C, T), T > 1; where: (N, 1, T), True up to a length. None for any other mask,
     and for one that leaves a set too few values, which the plain path answers.
     """
-    if x.dim() != 3 or where.shape != (x.shape[0], 1, x.shape[2]) or x.shape[2] == 1:
+    if not isinstance(where, Tensor) or x.dim() != 3 or x.shape[2] == 1:
         return None
-    if where.dtype != torch.bool or where.device != x.device or sets.param != (1,):
+    if where.shape != (x.shape[0], 1, x.shape[2]) or sets.param != (1,):
+        return None
+    if where.dtype != torch.bool or where.device != x.device:
         return None
     found = where.sum((1, 2), dtype=torch.int32)
-    run = torch.arange(x.shape[2], device=x.device) < found[:, None]
     number = found.sum() if 0 in sets.axes else found.min() * sets.size // x.shape[2]
-    return found if bool((run == where[:, 0]).all() & (number >= sets.least)) else None
+    told = (mask(found, x.shape[2]) == where).all() & (number >= sets.least)
+    return found if bool(told) else None
+
+
+def mask(lengths: Tensor, T: int) -> Tensor:
+    """The mask that these lengths stand for, (N, 1, T)."""
+    positions = torch.arange(T, device=lengths.device)
+    return (positions < lengths[:, None])[:, None]
 
 
 class Call:
@@ -140,11 +157,10 @@ class Call:
         self,
         plain: Plain,
         sets: Sets,
-        where: Tensor | None,
         kernels: Any,
         task: tuple[Work, float, Tensor | None, bool],
     ) -> None:
-        self.plain, self.sets, self.where = plain, sets, where
+        self.plain, self.sets = plain, sets
         self.kernels, self.task = kernels, task
         self.moments: Any = None
 
@@ -155,6 +171,20 @@ class Call:
         y, self.moments = self.kernels.forward(x, gamma, beta, *self.task, kept)
         return y
 
+    def answers(self, dy: Tensor, x: Tensor, *given: Tensor | None) -> bool:
+        """Whether the kernels can read dy, and what was saved is as it was.
+
+        A hook on saved tensors may give back another layout or dtype.
+        """
+        same = self.kernels, self.task[0]
+        return (
+            _untransformed()
+            and _plain_memory(dy)
+            and not is_legacy_batchedtensor(dy)
+            and dy.dtype is x.dtype
+            and _readers(x, self.sets, *given) == same
+        )
+
     def backward(self, dy: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
         """The gradients of x, γ and β, given x, γ and β."""
         return self.kernels.backward(dy, *given, self.moments, *self.task)
@@ -163,8 +193,9 @@ class Call:
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None
     ) -> Tensor:
         """y by the plain formula."""
-        _, eps, _, centered = self.task
-        return self.plain(x, self.sets, gamma, beta, eps, self.where, centered)
+        _, eps, real, centered = self.task
+        where = None if real is None else mask(real, x.shape[2])
+        return self.plain(x, self.sets, gamma, beta, eps, where, centered)
 
     def track(self, running: Running) -> None:
         """Move running statistics towards the mean and σ²·m/(m − 1) of every set."""
@@ -186,17 +217,21 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
-        (x, gamma, beta), call = ctx.saved_tensors, ctx.call
-        if not torch.is_grad_enabled():
-            return *call.backward(dy, x, gamma, beta), None
-        # Somebody wants to differentiate this gradient: the plain formula can be.
-        inputs = [value for value in (x, gamma, beta) if value is not None]
-        wanted = [value for value in inputs if value.requires_grad]
-        y = call.differentiable(x, gamma, beta)
-        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+        given, call = ctx.saved_tensors, ctx.call
+        again = torch.is_grad_enabled()  # then this gradient is differentiated, too
+        if not again and call.answers(dy, *given):
+            return *call.backward(dy, *given), None
+        with torch.enable_grad():
+            # Views: their gradients end here, where those of x would go on into what
+            # x was made of, and call the hooks of γ.
+            given = [None if value is None else value.view_as(value) for value in given]
+            wanted = [v for v in given if v is not None and v.requires_grad]
+            y = call.differentiable(*given)
+        gradients = torch.autograd.grad(y, wanted, dy.to(y.dtype), create_graph=again)
+        found = iter(gradients)
         return *(
             next(found) if value is not None and value.requires_grad else None
-            for value in (x, gamma, beta)
+            for value in given
         ), None  # fmt: skip
 
 
@@ -219,27 +254,22 @@ def normalize(
 
     plain: the same function of x to centered, differentiable twice.
     """
-    if _off or is_compiling() or type(x) is not Tensor or x.is_neg():
+    if _off or not _untransformed() or not isinstance(eps, NUMBER) or not eps >= LEAST:
         return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if (found := _readers(x, sets, gamma, beta)) is None:
         return None
-    dtype, device = x.dtype, x.device
-    if (kernels := _backend(device, dtype)) is None:
-        return None
-    if not isinstance(eps, NUMBER) or (seen := work(x, sets)) is None:
-        return None
-    differentiable, values = x.requires_grad, seen.G * seen.A
-    for value in (gamma, beta):
-        if value is not None:
-            if not _readable(value, dtype, device, values):
-                return None
-            differentiable = differentiable or value.requires_grad
+    kernels, seen = found
     real = None
     if where is not None and (real := lengths(where, x, sets)) is None:
         return None
-    task = (seen, float(eps), real, centered)
-    call = Call(plain, sets, where, kernels, task)
-    if differentiable and torch.is_grad_enabled():
+    call = Call(plain, sets, kernels, (seen, float(eps), real, centered))
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (gamma is not None and gamma.requires_grad)
+        or (beta is not None and beta.requires_grad)
+    ):
+        if x.is_inference():
+            return None
         y = _apply(x, gamma, beta, call)
     else:
         y = call.forward(x, gamma, beta, running is not None)
@@ -248,18 +278,56 @@ def normalize(
     return y
 
 
-def _readable(
-    parameter: Tensor, dtype: torch.dtype, device: torch.device, values: int
-) -> bool:
-    """Whether a kernel can read γ or β: a plain tensor beside x, one value each."""
-    kind, own = type(parameter), parameter.dtype
-    return (
-        (kind is Parameter or kind is Tensor)
-        and (own is dtype or own is torch.float32)
-        and parameter.device == device
-        and parameter.numel() == values
-        and parameter.is_contiguous()
+def _untransformed() -> bool:
+    """Whether an operation is just computed: nothing traces it, or makes another of it.
+
+    That is torch.compile, torch.jit, a dispatch mode, torch.func and forward mode.
+    """
+    return not (
+        is_compiling()
+        or _get_tracing_state() is not None
+        or _len_torch_dispatch_stack()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
+
+
+def _plain_memory(value: Tensor) -> bool:
+    """Whether what lies in a tensor's memory is its values."""
+    kind = type(value)
+    known = kind is Tensor or kind is Parameter
+    return known and not value.is_neg() and not value._is_zerotensor()
+
+
+def _readers(
+    x: Tensor, sets: Sets, gamma: Tensor | None, beta: Tensor | None
+) -> tuple[Any, Work] | None:
+    """The kernels that can read these tensors, and how they see x; None without any.
+
+    γ and β are float32 or of x's dtype, on its device.
+    """
+    dtype, device = x.dtype, x.device
+    if not _plain_memory(x) or (kernels := _backend(device, dtype)) is None:
+        return None
+    if (seen := work(x, sets)) is None:
+        return None
+    rank, values = len(sets.param), seen.G * seen.A
+    for value in (gamma, beta):
+        if value is None:
+            continue
+        kind, own = type(value), value.dtype
+        if not (
+            (kind is Parameter or kind is Tensor)
+            and (own is torch.float32 or own is dtype)
+            and value.device == device
+            and value.dim() == rank
+            and value.numel() == values
+            and (rank == 1 or value.shape == x.shape[-rank:])
+            and value.is_contiguous()
+            and not value.is_neg()
+        ):
+            return None
+    return kernels, seen
 
 
 def _count(seen: Work, real: Tensor | None) -> Any:

@@ -211,7 +211,10 @@ def forward_resident(
                 g, new = (g + 1, new + 1) if g + 1 < g1 else (g0, new + g0 - g + G)
             ahead = (new - old) * A * S
             # Measured from the set's first value, a large mean costs no digits.
-            m, near, total = 0, get(x, new * A * S), 0.0
+            m, n, total = 0, 0, 0.0
+            while number and n + 1 < samples and lengths[first + n] == 0:
+                n += 1
+            near = get(x, (new + n * G) * A * S)
             for n in range(samples):
                 start = (old + n * G) * A * S
                 run = lengths[first + n] if number else S
@@ -253,26 +256,36 @@ def forward_resident(
 def apply_run_back(dy, x, dx, start, end, line, ahead, next_mu):
     """dx = dy·scale + (x − μ)·along + back. Σ dy and Σ dy·(x − next_mu) `ahead`."""
     mu, scale, along, back = line
-    by_dy, by_x = F32(0), F32(0)
-    for i in range(start, end):
-        put(dx, i, get(dy, i) * scale + (get(x, i) - mu) * along + back)
-        by_dy += get(dy, i + ahead)
-        by_x += get(dy, i + ahead) * (get(x, i + ahead) - next_mu)
-    return by_dy, by_x
+    sum_dy, sum_x = 0.0, 0.0
+    for first in range(start, end, BLOCK):
+        by_dy: Any = F32(0)
+        by_x: Any = F32(0)
+        for i in range(first, min(first + BLOCK, end)):
+            put(dx, i, get(dy, i) * scale + (get(x, i) - mu) * along + back)
+            by_dy += get(dy, i + ahead)
+            by_x += get(dy, i + ahead) * (get(x, i + ahead) - next_mu)
+        sum_dy += by_dy
+        sum_x += by_x
+    return sum_dy, sum_x
 
 
 @helper
 def apply_row_back(dy, x, dx, gamma, c, next_c, start, A, line, ahead, next_mu):
     """The same where every value is a channel; the sums are of γ·dy."""
     mu, rstd, along, back = line
-    sum_g, sum_gx = F32(0), F32(0)
-    for a in range(A):
-        i = start + a
-        scaled = get(gamma, c + a) * rstd * get(dy, i)
-        put(dx, i, scaled + (get(x, i) - mu) * along + back)
-        g = get(gamma, next_c + a) * get(dy, i + ahead)
-        sum_g += g
-        sum_gx += g * (get(x, i + ahead) - next_mu)
+    sum_g, sum_gx = 0.0, 0.0
+    for first in range(0, A, BLOCK):
+        by_g: Any = F32(0)
+        by_gx: Any = F32(0)
+        for a in range(first, min(first + BLOCK, A)):
+            i = start + a
+            scaled = get(gamma, c + a) * rstd * get(dy, i)
+            put(dx, i, scaled + (get(x, i) - mu) * along + back)
+            g = get(gamma, next_c + a) * get(dy, i + ahead)
+            by_g += g
+            by_gx += g * (get(x, i + ahead) - next_mu)
+        sum_g += by_g
+        sum_gx += by_gx
     return sum_g, sum_gx
 
 
@@ -306,7 +319,8 @@ def backward_resident(
                 ahead, at = (new - old) * A * S, g if batch else new
                 next_mu = get(moments, at) if centered else F32(0)
                 next_rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
-                m, sum_g, sum_gx = 0, F32(0), F32(0)
+                m, sum_g, sum_gx = 0, 0.0, 0.0
+                sum_dy, sum_x = 0.0, 0.0
                 for n in range(samples):
                     start = (old + n * G) * A * S
                     run = lengths[first + n] if number else S
@@ -329,13 +343,17 @@ def backward_resident(
                         c = g * A + a
                         sum_g += get(gamma, c) * by_dy
                         sum_gx += get(gamma, c) * by_x
-                        if k < last:
-                            add(d_beta, p * G * A + c, by_dy)
-                            add(d_gamma, p * G * A + c, by_x * next_rstd)
+                        if n == 0:  # only batch norm has more, and A = 1 there
+                            sum_dy, sum_x = 0.0, 0.0
+                        sum_dy += by_dy
+                        sum_x += by_x
+                        if k < last and n + 1 == samples:
+                            add(d_beta, p * G * A + c, F32(sum_dy))
+                            add(d_gamma, p * G * A + c, F32(sum_x) * next_rstd)
                 mu, rstd = next_mu, next_rstd
                 # With d = x − μ: dx = (g − mean(g) − d·rstd²·mean(g·d))·rstd.
-                back = -sum_g / F32(m) * rstd if centered else F32(0)
-                along = -sum_gx / F32(m) * rstd * rstd * rstd
+                back = -F32(sum_g / m) * rstd if centered else F32(0)
+                along = -F32(sum_gx / m) * rstd * rstd * rstd
                 for a in range(A if S == 1 and k < last else 0):
                     c, i = (p * G + g) * A + a, new * A + a
                     add(d_gamma, c, get(dy, i) * (get(x, i) - mu) * rstd)
@@ -344,16 +362,18 @@ def backward_resident(
 
 @kernel
 def fold(parts, d_gamma, d_beta, P, C):
-    """Add P parts of dγ and then P of dβ, in their order."""
-    parts = pointer(parts, 0.0)
+    """Add P parts of dγ, and P of dβ behind them: half of them to the others, again."""
+    parts, far = pointer(parts, 0.0), P * C
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
+    while P > 1:
+        half = (P + 1) // 2
+        for i in range((P - half) * C):
+            add(parts, i, get(parts, half * C + i))
+            add(parts, far + i, get(parts, far + half * C + i))
+        P = half
     for c in range(C):
         put(d_gamma, c, get(parts, c))
-        put(d_beta, c, get(parts, P * C + c))
-    for i in range(C, P * C, C):
-        for c in range(C):
-            add(d_gamma, c, get(parts, i + c))
-            add(d_beta, c, get(parts, P * C + i + c))
+        put(d_beta, c, get(parts, far + c))
 
 
 # Split --------------------------------------------------------------------------------
@@ -410,24 +430,25 @@ def merge(
     samples, sets = (N, G) if batch else (1, N * G)
     for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
-        m, near, total, squares = 0, get(means, n * K * C + g * A), F32(0), F32(0)
+        m, total, squares = 0, 0.0, 0.0
         for p in range(n * K, (n + samples) * K):
             _, first, end = chunk(p, K, S, lengths)
             m += (end - first) * A
             for c in range(g * A, (g + 1) * A if end > first else g * A):
-                total += F32(end - first) * (get(means, p * C + c) - near)
-        mu = near + total / F32(m)
+                total += (end - first) * get(means, p * C + c)
+        mu = total / m
         for p in range(n * K, (n + samples) * K):
             _, first, end = chunk(p, K, S, lengths)
             for c in range(g * A, (g + 1) * A if end > first else g * A):
                 d = get(means, p * C + c) - mu
-                squares += get(m2s, p * C + c) + F32(end - first) * d * d
+                squares += get(m2s, p * C + c) + (end - first) * d * d
+        sigma2 = F32(squares / m)
         if kept:
-            put(moments, at, mu)
-            put(moments, sets + at, squares / F32(m))
-        rstd = F32(1) / np.sqrt(squares / F32(m) + F32(eps))
+            put(moments, at, F32(mu))
+            put(moments, sets + at, sigma2)
+        rstd = F32(1) / np.sqrt(sigma2 + F32(eps))
         for c in range(n * C + g * A, n * C + (g + 1) * A):
-            put(middle, c, mu)
+            put(middle, c, F32(mu))
             put(scale, c, get(gamma, c - n * C) * rstd)
 
 
@@ -502,19 +523,23 @@ def merge_back(
     for at in range(sets):
         n, g = (0, at) if batch else (at // G, at % G)
         rstd = F32(1) / np.sqrt(get(moments, sets + at) + F32(eps))
-        m, sum_g, sum_gx = 0, F32(0), F32(0)
+        m, sum_g, sum_gx = 0, 0.0, 0.0
         for p in range(n * K, (n + samples) * K):
             _, first, end = chunk(p, K, S, lengths)
             m += (end - first) * A
-            for c in range(g * A, (g + 1) * A):
-                sum_g += get(gamma, c) * get(by_dy, p * C + c)
-                sum_gx += get(gamma, c) * get(by_x, p * C + c)
-                add(d_gamma, c, get(by_x, p * C + c) * rstd)
-                add(d_beta, c, get(by_dy, p * C + c))
+        for c in range(g * A, (g + 1) * A):
+            sum_dy, sum_x = 0.0, 0.0
+            for p in range(n * K, (n + samples) * K):
+                sum_dy += get(by_dy, p * C + c)
+                sum_x += get(by_x, p * C + c)
+            sum_g += get(gamma, c) * sum_dy
+            sum_gx += get(gamma, c) * sum_x
+            add(d_gamma, c, F32(sum_x) * rstd)
+            add(d_beta, c, F32(sum_dy))
         for c in range(n * C + g * A, n * C + (g + 1) * A):
             put(scale, c, get(gamma, c - n * C) * rstd)
-            put(along, c, -sum_gx / F32(m) * rstd * rstd * rstd)
-            put(back, c, -sum_g / F32(m) * rstd)
+            put(along, c, -F32(sum_gx / m) * rstd * rstd * rstd)
+            put(back, c, -F32(sum_g / m) * rstd)
 
 
 @kernel
@@ -552,12 +577,12 @@ def move(moments, mean, var, unbiased, momentum, sets, C):
     moments, mean, var = pointer(moments, 0.0), pointer(mean, 0.0), pointer(var, 0.0)
     keep, share = F32(1 - momentum), F32(momentum * C / sets)
     for c in range(C):
-        mu, sigma2 = F32(0), F32(0)
+        mu, sigma2 = 0.0, 0.0
         for at in range(c, sets, C):
             mu += get(moments, at)
             sigma2 += get(moments, sets + at)
-        put(mean, c, keep * get(mean, c) + share * mu)
-        put(var, c, keep * get(var, c) + share * F32(unbiased) * sigma2)
+        put(mean, c, keep * get(mean, c) + share * F32(mu))
+        put(var, c, keep * get(var, c) + share * F32(unbiased) * F32(sigma2))
 
 
 # The backend --------------------------------------------------------------------------
@@ -627,14 +652,15 @@ def backward(
     N, G, A, S, batch, last = work
     lengths = NOTHING if lengths is None else lengths
     dx, C, like = torch.empty_like(x), G * A, LIKE[x.dtype]
-    if dy.stride() != x.stride() or dy.dtype != x.dtype or dy.is_neg():
+    if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     wide = _values(gamma, C, 1)
     d_gamma, d_beta = _room(gamma, C), _room(beta, C)
     if _resident(work):
         # As many parts as pay for their sums. The shape alone decides, so that any
         # number of threads gives the same gradients.
-        P = 1 if batch else min(N, PARTS, 1 + 4 * x.numel() // CHUNK)
+        most = max(PARTS, N // ROWS)
+        P = 1 if batch else min(N, most, 1 + 4 * x.numel() // CHUNK)
         whole = parts = _at(d_gamma, d_beta)
         if P > 1:
             room = empty(2, P, C)

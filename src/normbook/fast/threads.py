@@ -16,6 +16,8 @@ from typing import Any
 from llvmlite import ir
 from numba import cfunc, extending, types
 
+from normbook.fast import PROCESS
+
 intrinsic: Any = extending.intrinsic
 INT = ir.IntType(64)
 KINDS = {int: "q", float: "d", bool: "?"}
@@ -121,9 +123,6 @@ def _together(worker: Any, data: int, threads: int) -> None:
     worker.ctypes(data)
     for helper in helpers:
         helper.join()
-
-
-PROCESS = os.getpid()
 
 
 @cache
