@@ -48,6 +48,8 @@ def test_traffic_counts_what_is_read_and_written():
     x = torch.ones(100)
     assert agreement.moved(lambda: x + 1) == 800
     assert agreement.moved(lambda: x.view(10, 10)) == 0
+    assert agreement.moved(lambda: x[:10].expand(10, 10) + x.view(10, 10)) == 840
+    assert agreement.moved(lambda: x[:0].expand(10, 0) + 1) == 0
     assert agreement.moved(lambda: torch.add(x, x, out=torch.empty(100))) >= 1200
 
 

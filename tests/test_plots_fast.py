@@ -114,3 +114,14 @@ def test_a_share_is_a_mark_in_percent_on_its_line(ax):
     assert points["torch.nn"] == [[50, 0]]
     assert points["ours"] == [[90, 0], [80, 1]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["LN", "BN"]
+
+
+@pytest.mark.parametrize("shares", [(0.5, 1.2), (1.2, 0.5)])
+def test_panels_that_share_their_axis_show_every_mark(shares):
+    figure, axes = plt.subplots(2, 1, sharex=True)
+    for ax, share in zip(axes, shares, strict=True):
+        fast.shares(ax, {"BN": {"ours": share}})
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_xlim()[0] == 0
+    assert axes[0].get_xlim()[1] > 120
+    plt.close(figure)

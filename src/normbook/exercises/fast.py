@@ -14,7 +14,7 @@ class Memory:
 
     def __init__(self, x: Any) -> None:
         self._x = x
-        self._y = [...] * len(x)
+        self._y: list[Any] = [None] * len(x)
         self.loads = self.stores = 0
 
     def load(self, row: int) -> Any:
@@ -30,6 +30,8 @@ class Memory:
     @property
     def y(self) -> Any:
         """What was stored."""
+        if any(row is None for row in self._y):
+            raise ValueError("a row was never stored: call memory.store(row, y)")
         if any(row is ... for row in self._y):
             return np.array(..., dtype=object)
         return np.array(self._y)
@@ -52,7 +54,11 @@ def launch(program: Callable[..., None]) -> Callable[..., tuple[Any, int, int]]:
 
 
 def _rms(
-    loads: int = 1, eps: float = 1.0, gamma: float = 1.0, total: bool = False
+    loads: int = 1,
+    stores: int = 1,
+    eps: float = 1.0,
+    gamma: float = 1.0,
+    total: bool = False,
 ) -> Callable[..., Any]:
     """The program of RMSNorm, with weights for what may be forgotten."""
 
@@ -61,7 +67,8 @@ def _rms(
             x = memory.load(row)
         square = (x * x).sum() if total else (x * x).mean()
         y = x / np.sqrt(square + eps * epsilon)
-        memory.store(row, y * (weights if gamma else 1.0))
+        for _ in range(stores):
+            memory.store(row, y * (weights if gamma else 1.0))
 
     return launch(program)
 
@@ -76,10 +83,10 @@ def _outside(row: int, memory: Memory, gamma: Any, eps: float) -> None:
 
 
 def _milliseconds(
-    forward: float, backward: float, bytes_: int = 2
+    forward: float, backward: float, bytes_: int = 4
 ) -> tuple[float, ...]:
-    """Of batch norm's passes on (128, 256, 56, 56), so many tensors each, at 3 TB/s."""
-    tensor = 128 * 256 * 56 * 56 * bytes_
+    """Of batch norm's passes on (64, 512, 28, 28), so many tensors each, at 3 TB/s."""
+    tensor = 64 * 512 * 28 * 28 * bytes_
     return tuple(1e3 * n * tensor / 3e12 for n in (forward, backward))
 
 
@@ -108,6 +115,7 @@ EXERCISES = {
             "you loaded each row three times: keep the first in a variable": (
                 _rms(loads=3)
             ),
+            "right, but you stored a row twice": _rms(stores=2),
             "γ is missing": _rms(gamma=0.0),
             "you took the sum of the squares for their mean": _rms(total=True),
             "ε is missing": _rms(eps=0.0),
@@ -122,10 +130,10 @@ EXERCISES = {
     "batch-norm-milliseconds": Exercise(
         lambda: _milliseconds(3, 5),
         {
-            "you counted a resident set: batch norm reads x a second time": (
+            "batch norm reads x a second time: no processor holds its sets": (
                 lambda: _milliseconds(2, 3)
             ),
-            "bfloat16 has 2 bytes, not 4": lambda: _milliseconds(3, 5, 4),
+            "float32 has 4 bytes, not 2": lambda: _milliseconds(3, 5, 2),
             "the backward reads dy and x twice and writes dx": (
                 lambda: _milliseconds(3, 3)
             ),

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from math import prod
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -150,7 +151,10 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 class _Count(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operation reads or writes."""
+    """Adds up the bytes of every tensor that an operation reads or writes.
+
+    What a tensor only repeats, along axes of stride 0, is read once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +167,9 @@ class _Count(TorchDispatchMode):
         if not op.is_view:
             for value in (*args, *(result if isinstance(result, tuple) else (result,))):
                 if isinstance(value, torch.Tensor):
-                    self.bytes += value.numel() * value.element_size()
+                    axes = zip(value.shape, value.stride(), strict=True)
+                    own = prod(size for size, stride in axes if stride or not size)
+                    self.bytes += own * value.element_size()
         return result
 
 

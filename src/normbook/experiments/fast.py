@@ -58,7 +58,8 @@ def arithmetic(
 ) -> list[float] | None:
     """Nanoseconds a value to read it, multiply and add so many times, and write it.
 
-    The values wait in the first cache meanwhile. None where numba is missing.
+    In blocks of 64, which wait in registers or in the first cache meanwhile. None where
+    numba is missing.
     """
     try:
         from numba import njit
@@ -67,11 +68,11 @@ def arithmetic(
 
     @njit(cache=True)
     def chain(x: Any, y: Any, count: int) -> None:
-        for start in range(0, len(x), 1024):
-            block = y[start : start + 1024]
-            block[:] = x[start : start + 1024]
+        for start in range(0, len(x), 64):
+            block = y[start : start + 64]
+            block[:] = x[start : start + 64]
             for _ in range(count):
-                for i in range(len(block)):
+                for i in range(64):
                     block[i] = block[i] * np.float32(0.5) + np.float32(1)
 
     x = np.ones(values, np.float32)
@@ -269,12 +270,13 @@ def source(backend: str, name: str) -> str:
     raise KeyError(f"{backend}.py has no function {name}")
 
 
-# A shape, the sets, the function and its VJP: rows, maps, and batch norm's split pair.
-CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
-    "layer norm": ((6, 40), functional.layer_sets, "layer_norm"),
-    "RMSNorm": ((7, 33), functional.layer_sets, "rms_norm"),
-    "instance norm": ((3, 5, 7), functional.instance_sets, "instance_norm"),
-    "batch norm": ((5, 3, 4, 3), functional.batch_sets, "batch_norm"),
+# A shape, the sets, the function and its groups: rows, maps, batch norm's two readings.
+CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any], str, dict[str, int]]] = {
+    "layer norm": ((6, 41), functional.layer_sets, "layer_norm", {}),
+    "RMSNorm": ((7, 33), functional.layer_sets, "rms_norm", {}),
+    "group norm": ((3, 6, 5), functional.group_sets, "group_norm", {"groups": 2}),
+    "instance norm": ((3, 5, 7), functional.instance_sets, "instance_norm", {}),
+    "batch norm": ((5, 3, 4, 3), functional.batch_sets, "batch_norm", {}),
 }
 
 
@@ -306,19 +308,26 @@ def _errors() -> dict[str, dict[str, float]] | None:
 
 
 def _errors_of(
-    gpu: Any, shape: tuple[int, ...], sets_of: Callable[..., Any], name: str
+    gpu: Any,
+    shape: tuple[int, ...],
+    sets_of: Callable[..., Any],
+    name: str,
+    groups: dict[str, int],
 ) -> dict[str, float]:
     centered = name != "rms_norm"
-    x, dy, sets = 3 + 2 * torch.randn(shape), torch.randn(shape), sets_of(shape)
+    x, dy = 3 + 2 * torch.randn(shape), torch.randn(shape)
+    sets = sets_of(shape, **groups)
     channels = shape[sets.param[0]]
     gamma = torch.rand(channels) + 0.5
     beta = torch.randn(channels) if centered else None
     task = (fast.work(x, sets), 1e-5, None, centered)
     y, moments = gpu.forward(x, gamma, beta, *task)
     got = y, *gpu.backward(dy, x, gamma, beta, moments, *task)
-    dy, x, *given = (v.double() for v in (dy, x, gamma, beta) if v is not None)
-    vjp = getattr(functional, f"{name}_vjp")
-    exact = getattr(functional, name)(x, *given), *vjp(dy, x, *given)
+    given = groups | {"gamma": gamma.double()}
+    if beta is not None:
+        given |= {"beta": beta.double()}
+    function, vjp = (getattr(functional, name + end) for end in ("", "_vjp"))
+    exact = function(x.double(), **given), *vjp(dy.double(), x.double(), **given)
     return {
         title: float((found - wanted).abs().max() / wanted.abs().max())
         for title, found, wanted in zip(

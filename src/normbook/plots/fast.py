@@ -150,12 +150,14 @@ def runs(member: Any) -> int:
 
 def shares(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> Axes:
     """Draw, a line a case, each rival's speed as a share of a copy's, in percent."""
+    end = max(100, ax.get_xlim()[1])  # of a panel beside this one, if x is shared
     for who, (mark, ink, label) in RIVALS.items():
         found = [
             (place, row[who]) for place, row in enumerate(rows.values()) if who in row
         ]
         if found:
             places, parts = zip(*found, strict=True)
+            end = max(end, 105 * max(parts))
             ax.plot(
                 100 * np.array(parts), places, mark, color=ink, ms=6, mew=1.4,
                 mfc="none" if who == "torch" else ink, label=label,
@@ -164,7 +166,7 @@ def shares(ax: Axes, rows: Mapping[str, Mapping[str, float]]) -> Axes:
         ax.axhline(place, color="0.8", lw=0.6, zorder=0)
     ax.axvline(100, color=INK, lw=1, ls=":")
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
+    ax.set(xlim=(0, end), ylim=(len(rows) - 0.4, -0.6))
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
     return ax
