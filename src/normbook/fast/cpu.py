@@ -362,7 +362,7 @@ def backward_resident(
 
 @kernel
 def fold(parts, d_gamma, d_beta, P, C):
-    """Add P parts of dγ, and P of dβ behind them: half of them to the others, again."""
+    """Add P parts of dγ, and P of dβ behind them: half of them to the other half."""
     parts, far = pointer(parts, 0.0), P * C
     d_gamma, d_beta = pointer(d_gamma, 0.0), pointer(d_beta, 0.0)
     while P > 1:
