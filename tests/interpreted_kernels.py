@@ -248,6 +248,17 @@ def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
     assert error(layer(x), want) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm"])
+def test_a_mean_whose_square_is_infinite(name, monkeypatch):
+    for limit in LIMITS:
+        monkeypatch.setattr(gpu, limit, 2)
+    x, _ = data(SHAPES[0])
+    x = 3e19 + 1e17 * x
+    layer = LAYERS[name](SHAPES[0])
+    want = copy.deepcopy(layer).double()(x.double())
+    assert error(layer(x), want) < 1e-3
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_same_bits_again(name):
     x, dy = data(SHAPES[1])

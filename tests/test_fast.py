@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 from normbook import fast
 from normbook import nn as nb
 from normbook.fast import cpu
-from normbook.functional import InputError
+from normbook.functional import InputError, instance_sets
 
 LAYERS = {
     "BN": (lambda: nb.BatchNorm(4), (3, 4, 5, 6)),
@@ -202,6 +202,13 @@ def test_masks(name, calls):
         assert len(calls) == number
         with fast.off():
             assert same(got, results(layer, x, where=mask))
+
+
+def test_lengths_of_long_samples_are_counted():
+    """T² = 3.6e9 is more than 32 bits hold."""
+    x, where = torch.empty(1, 2, 60_000), torch.ones(1, 1, 60_000, dtype=torch.bool)
+    sets = instance_sets(tuple(x.shape))
+    assert fast.lengths(where, x, sets).tolist() == [60_000]
 
 
 @pytest.mark.parametrize("name", ["BN", "IN", "GN"])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,29 @@ def test_every_shipped_configuration(dtype):
 def test_which_kernels_answer(work, kernels):
     """A set that fits is read once; a walked one once from memory; others twice."""
     assert {launch.kernel for launch in sm90.launches(work, torch.bfloat16)} == kernels
+
+
+@pytest.mark.parametrize(("shared", "stages"), [(99, 1), (163, 2), (227, 2)])
+def test_the_next_block_waits_where_there_is_room(shared, stages, monkeypatch):
+    """dy and x of 16,384 values are 128 kB; a small GPU has 99 kB for a program."""
+    monkeypatch.setattr(gpu, "_shared_memory", lambda index: shared * 1024)
+    for launch in sm90.launches(Work(16, 32, 8, 1600), torch.float32):
+        if launch.kernel == "_backward":
+            assert dict(launch.constants)["STAGES"] == stages
+            assert sm90.build(launch).shared <= shared * 1024
+
+
+@pytest.mark.parametrize(
+    ("major", "compiler", "answer"),
+    [(9, "/usr/bin/gcc", True), (9, None, False), (7, "/usr/bin/gcc", False)],
+)
+def test_on_which_gpus_kernels_run(major, compiler, answer, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major)
+    )
+    assert gpu.runs(torch.device("cuda", 0), torch.float32) == answer
 
 
 @pytest.mark.parametrize("name", ["1024", "8192", "32768"])

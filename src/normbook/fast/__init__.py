@@ -36,7 +36,7 @@ from normbook.functional import Sets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
-MOST = 2**31 - 2**16  # what a GPU counts in 32 bits, with room for its blocks
+MOST = 2**30 - 2**21  # what a GPU counts in 32 bits, with room for blocks and parts
 LEAST = 1e-24  # of ε: the kernels of a CPU take 1/√ε³ in float32
 PROCESS = os.getpid()  # that of a fork is another: it has none of torch's workers
 Plain = Callable[..., Tensor]
@@ -83,10 +83,13 @@ class Work(NamedTuple):
 
     @property
     def furthest(self) -> int:
-        """How far a kernel counts: over its sets, and from a set's first value."""
+        """How far a kernel counts: from a set's first value, and over all sets.
+
+        But for rows, over all channels of all samples, too.
+        """
         N, G, A, S, batch, channels_last = self
-        in_set = S * (N if batch else A)
-        return max(N * G, in_set, G * A * S if channels_last else 0)
+        in_set, channels = S * (N if batch else A), G * A * (N if S > 1 else 1)
+        return max(N * G, in_set, channels, G * A * S if channels_last else 0)
 
 
 def work(x: Tensor, sets: Sets) -> Work | None:
@@ -139,7 +142,7 @@ def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
     if where.dtype != torch.bool or where.device != x.device:
         return None
     found = where.sum((1, 2), dtype=torch.int32)
-    number = found.sum() if 0 in sets.axes else found.min() * sets.size // x.shape[2]
+    number = found.sum() if 0 in sets.axes else found.min() * (sets.size // x.shape[2])
     told = (mask(found, x.shape[2]) == where).all() & (number >= sets.least)
     return found if bool(told) else None
 

@@ -21,6 +21,8 @@ decide, so the same input gives the same bits.
 
 # mypy: allow-untyped-defs
 
+import os
+import shutil
 from functools import cache
 from math import gcd
 from typing import Any, NamedTuple
@@ -297,24 +299,23 @@ def _moments(
     blocks = tl.cdiv(C, CS)
     c = tl.program_id(0) % blocks * CS + tl.arange(0, CS)
     k, b = tl.program_id(0) // blocks % K, tl.program_id(0) // blocks // K
-    count = tl.zeros((CS,), tl.float32)
+    count = tl.zeros((CS,), tl.int32)  # exact, where a float would stop at 2²⁴
     mean = tl.zeros((CS,), tl.float32)
     m2 = tl.zeros((CS,), tl.float32)
     for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
         _, _, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
         x = _load(x_ptr + at, inside, real, lengths_ptr)
-        here = tl.sum(tl.sum(real.to(tl.float32), 2), 0)
-        total = tl.maximum(count + here, 1.0)
+        here = tl.sum(tl.sum(real.to(tl.int32), 2), 0)
         if CENTERED:
-            mean_here = tl.sum(tl.sum(x, 2), 0) / tl.maximum(here, 1.0)
+            mean_here = tl.sum(tl.sum(x, 2), 0) / tl.maximum(here, 1)
             x = tl.where(real, x - mean_here[None, :, None], 0.0)
-            delta = mean_here - mean
-            mean += delta * (here / total)
-            m2 += delta * delta * (count * here / total)
+            delta, share = mean_here - mean, here / tl.maximum(count + here, 1)
+            mean += delta * share
+            m2 += delta * (delta * (count * share))
         m2 += tl.sum(tl.sum(x * x, 2), 0)
         count += here
     at, far = (b * K + k) * C + c, B * K * C
-    tl.store(parts_ptr + at, count, mask=c < C)
+    tl.store(parts_ptr + at, count.to(tl.float32), mask=c < C)
     tl.store(parts_ptr + far + at, mean, mask=c < C)
     tl.store(parts_ptr + 2 * far + at, m2, mask=c < C)
 
@@ -470,6 +471,7 @@ class _View(NamedTuple):
         if self.R == 1:  # then channels are the neighbours: 64 fill lines of memory
             CS = min(triton.next_power_of_2(self.C), 64)
         PS = min(triton.next_power_of_2(self.P), size // (RS * CS))
+        CS = min(triton.next_power_of_2(self.C), size // (RS * PS))
         return {"PS": PS, "CS": CS, "RS": RS, "num_warps": size // 512}
 
     def grid(self, tile: dict[str, Any]) -> tuple[int]:
@@ -576,10 +578,29 @@ def _processors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+def _has_room(x: Tensor, tile: dict[str, Any]) -> bool:
+    """Whether the next block of x and dy can wait in shared memory."""
+    size = tile["ROWS"] * tile["AS"] * tile["SS"] * x.element_size()
+    return 2 * size + 4096 <= _shared_memory(x.device.index)
+
+
+@cache
+def _shared_memory(index: int | None) -> int:
+    """How many bytes of it a program can have."""
+    if index is None:
+        return 227 * 1024
+    found: Any = torch.cuda.get_device_properties(index)
+    return found.shared_memory_per_block_optin
+
+
 def runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels are known to run on this GPU."""
+    """Whether kernels are known to run on this GPU, and can be compiled here.
+
+    Triton builds what starts a kernel with a C compiler.
+    """
     found = torch.cuda.get_device_properties(device)
-    return found.major >= 8 and not torch.version.hip
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return found.major >= 8 and not torch.version.hip and compiler is not None
 
 
 def forward(
@@ -652,7 +673,7 @@ def backward(
             if rows:
                 _backward[grid](
                     *tensors, N * G, G, S, eps, A, centered, channels_last, **tile,
-                    STAGES=2 if kept else 1,
+                    STAGES=2 if kept and _has_room(x, tile) else 1,
                 )  # fmt: skip
             else:
                 _backward_walk[grid](*tensors, N * G, G, S, eps, A, centered, **tile)
