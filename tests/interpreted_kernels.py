@@ -5,6 +5,7 @@ when it decorates a kernel.
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -246,6 +247,15 @@ def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
     x, _ = data(SHAPES[0], mean=1e4)
     want = copy.deepcopy(layer).double()(x.double())
     assert error(layer(x), want) < 1e-3
+
+
+@pytest.mark.parametrize("channels", [5, 6, 12])
+def test_a_program_takes_several_rows_of_any_number_of_groups(channels, calls):
+    layer = ready(LAYERS["InstanceNorm"]((200, channels)), torch.float32)
+    compare(layer, *data((200, channels, 4)))
+    (work,) = calls
+    rows = gpu._rows(work, 4, gpu.BACKWARD)["ROWS"]
+    assert rows > math.gcd(rows, channels)
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm"])

@@ -24,7 +24,7 @@ decide, so the same input gives the same bits.
 import os
 import shutil
 from functools import cache
-from math import gcd
+from math import gcd, lcm
 from typing import Any, NamedTuple
 
 import torch
@@ -112,8 +112,8 @@ def _backward(
 ):  # fmt: skip
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd with g = γ·dy.
 
-    A program walks through the rows in steps that keep it in the same groups: so its
-    sums for dγ and dβ wait in registers and go to memory once, as its part. Copies of
+    A program walks through the rows in steps that keep each in its group: so its sums
+    for dγ and dβ wait in registers and go to memory once, as its part. Copies of
     the next rows are under way while it computes (STAGES).
     """
     programs = tl.num_programs(0)
@@ -498,13 +498,14 @@ FORWARD, BACKWARD, SUMS = 32768, 16384, 8192
 def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[int]]:
     """Room for what the programs of `_backward` find for γ and β, and these programs.
 
-    As many as run side by side, and a multiple of those that one sample needs.
+    As many as run side by side, whose rows together are those of whole samples.
     """
-    blocks = triton.cdiv(w.N * w.G, tile["ROWS"])
-    least = 1 if w.G == 1 else w.G // tile["ROWS"]
+    ROWS = tile["ROWS"]
+    blocks, least = triton.cdiv(w.N * w.G, ROWS), w.G // gcd(w.G, ROWS)
     wanted = _processors(x.device.index) * max(1, 16 // tile["num_warps"])
     programs = least * max(1, min(blocks, wanted) // least)
-    shape = (2, programs // least, w.G * w.A)
+    parts = programs if w.G == 1 else programs * ROWS // w.G
+    shape = (2, parts, w.G * w.A)
     return x.new_empty(shape, dtype=torch.float32), (programs,)
 
 
@@ -539,8 +540,12 @@ def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
     """The tile of the resident pair, or None where sets are split."""
     AS, SS = triton.next_power_of_2(w.A), triton.next_power_of_2(w.S)
     ROWS = max(1, 2048 // (AS * SS))
-    if w.G > 1 and (most < FORWARD or w.channels_last):
-        ROWS = gcd(ROWS, w.G)  # a program's rows then stay in the same groups
+    if w.G > 1 and w.channels_last:
+        ROWS = gcd(ROWS, w.G)  # rows of one sample, which lie side by side
+    elif w.G > 1 and most < FORWARD:
+        # From step to step a row stays in its group where steps are a multiple of G.
+        while lcm(ROWS, w.G) > max(w.G, w.N * w.G // 64):
+            ROWS //= 2
     size = ROWS * AS * SS
     if w.batch or size > most or AS > BACKWARD:
         return None
