@@ -471,6 +471,7 @@ class _View(NamedTuple):
         if self.R == 1:  # then channels are the neighbours: 64 fill lines of memory
             CS = min(triton.next_power_of_2(self.C), 64)
         PS = min(triton.next_power_of_2(self.P), size // (RS * CS))
+        # Where samples and positions are few, as many channels as fill the block.
         CS = min(triton.next_power_of_2(self.C), size // (RS * PS))
         return {"PS": PS, "CS": CS, "RS": RS, "num_warps": size // 512}
 
