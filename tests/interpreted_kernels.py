@@ -87,12 +87,14 @@ def data(shape, dtype=torch.float32, channels_last=False, mean=1.0):
     return x, dy
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# Trailing axes do not lie together in channels_last: no kernel takes these two there.
+LAYOUTS = [(name, False) for name in LAYERS]
+LAYOUTS += [(name, True) for name in LAYERS if name not in ("LayerNorm", "RMSNorm")]
+
+
+@pytest.mark.parametrize(("name", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("channels_last", [False, True])
 def test_layers(name, shape, channels_last, calls):
-    if name in ("LayerNorm", "RMSNorm") and channels_last:
-        pytest.skip("the trailing axes are not whole in this layout")
     layer = ready(LAYERS[name](shape), torch.float32)
     compare(layer, *data(shape, torch.float32, channels_last))
     assert len(calls) == 1
@@ -139,12 +141,16 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", TOO_LARGE)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        (name, layout)
+        for name, (_, shape) in TOO_LARGE.items()
+        for layout in ("contiguous", "channels_last")[: 1 + (len(shape) == 4)]
+    ],
+)
 def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
     layer, shape = TOO_LARGE[name]
-    if layout == "channels_last" and len(shape) != 4:
-        pytest.skip("only maps have that layout")
     limited(monkeypatch, SPLIT_ALL)
     tile = gpu._View.tile
     monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
@@ -234,15 +240,13 @@ def test_second_derivatives(name):
         assert error(value, true) < 10 * TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "RMSNorm"])
 @pytest.mark.parametrize("split", [False, True])
 def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
     """E[x²] − E[x]² keeps no digit here."""
     if split:
         for limit in LIMITS:
             monkeypatch.setattr(gpu, limit, 2)
-    if name == "RMSNorm":
-        pytest.skip("it takes no mean away")
     layer = LAYERS[name](SHAPES[0])
     x, _ = data(SHAPES[0], mean=1e4)
     want = copy.deepcopy(layer).double()(x.double())

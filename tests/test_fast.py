@@ -314,7 +314,8 @@ def test_a_gradient_without_values_of_its_own(name, own):
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_a_trace_holds_the_formula(name):
     layer, x = build(name)
-    layer.eval() if name.startswith("BN") else None
+    if name.startswith("BN"):  # whose buffers would move with every call
+        layer.running_mean = layer.running_var = None
     want = layer(x).detach()
     with torch.no_grad():
         for traced in (make_fx(layer)(x), torch.jit.trace(layer, x, check_trace=False)):
@@ -343,9 +344,10 @@ def test_a_mask_that_changes_later_changes_no_gradient():
     x.requires_grad_()
     where = (torch.arange(7) < torch.tensor([7, 4, 2])[:, None])[:, None]
     found = []
-    for change in (False, True):
-        y = layer(x, where=where.clone() if not change else where)
-        where.logical_or_(torch.tensor(change))
+    for later in (where, ~where):
+        mask = where.clone()
+        y = layer(x, where=mask)
+        mask.copy_(later)
         found += torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
     assert same(found[1:], found[:1])
 
@@ -599,12 +601,12 @@ import os, torch
 from normbook import nn as nb
 torch.set_num_threads(2)
 layer, x = nb.GroupNorm(2, 4), torch.randn(64, 4, 40, 40)
-want = {first}
+{first}
 child = os.fork()
 if child == 0:
     y = layer(x)
     torch.set_num_threads(1)  # torch itself would wait for its lost workers
-    os._exit(0 if torch.allclose(y, want, atol=1e-5) else 3)
+    os._exit(0 if torch.equal(y, layer(x)) else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert run(code).split() == ["0"]
