@@ -463,6 +463,7 @@ def test_running_statistics(name, momentum, calls):
         (lambda buffer: buffer.double(), False),
         (lambda buffer: buffer.repeat(2)[::2], False),
         (lambda buffer: buffer.as_subclass(Mine), False),
+        (lambda buffer: torch._neg_view(-buffer), False),
     ],
 )
 def test_a_kernel_moves_running_statistics_that_it_can_read(

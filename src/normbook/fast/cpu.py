@@ -5,8 +5,9 @@ centred and squared, and applied; so it serves every set up to `CACHE` values. S
 larger sets, and channels_last, where the values of a set are no neighbours. There the
 statistics of chunks that fit a cache are merged, and a second kernel reads x again.
 
-numba makes a function of each kernel for float32, bfloat16 and float16; all sums are
-float32. No loop here asks for a thread: `threads.share` gives each its ranges.
+numba makes a function of each kernel for float32, bfloat16 and float16; sums are
+float32 within a block or a chunk, float64 beyond. No loop here asks for a thread:
+`threads.share` gives each its ranges.
 """
 
 # mypy: allow-untyped-defs
@@ -701,6 +702,7 @@ def track(moments: Tensor, unbiased: Any, running: Running) -> None:
 def _movable(running: Tensor) -> bool:
     return (
         type(running) is Tensor
+        and not running.is_neg()
         and running.dtype is torch.float32
         and running.device == FLOAT32.device
         and running.is_contiguous()
