@@ -1,19 +1,30 @@
 """Statements of the book that are checked where they are made."""
 
+from collections.abc import Callable
 from typing import Any
 
 
-def claim(statement: str, holds: Any) -> None:
-    """Print "✓ statement", or raise AssertionError when it does not hold.
+def claim(statement: str, holds: Any | Callable[[], Any]) -> None:
+    """Print "✓ statement" where it holds and "✗ statement" where it does not.
 
-    holds: one truth value; an array of several is refused, since `all` and `any` are
-    different claims.
+    holds: one truth value, or a function of nothing that gives one. An exception in the
+    function counts as ✗, and its last line is printed below. Nothing is raised, so a
+    reader who has altered a cell above goes on; the tests refuse a stored ✗. Raises
+    ValueError for an array of several truth values, since `all` and `any` are different
+    claims.
     """
-    if getattr(holds, "shape", ()) not in ((), (1,)):
+    reason = ""
+    if callable(holds):
+        try:
+            holds = holds()
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            reason = f"\n  {': '.join([type(error).__name__, *lines[-1:]])}"
+            holds = False
+    shape = getattr(holds, "shape", ())
+    if shape not in ((), (1,)):
         raise ValueError(
-            f"a claim needs one truth value; got an array of shape {holds.shape}. "
+            f"a claim needs one truth value; got an array of shape {shape}. "
             "Say which you mean: .all() or .any()."
         )
-    if not bool(holds):
-        raise AssertionError(f"✗ {statement}")
-    print(f"✓ {statement}")
+    print(f"{'✓' if bool(holds) else '✗'} {statement}{reason}")
