@@ -50,7 +50,7 @@ class Method(NamedTuple):
     tracks: bool = False
 
     def options(self, groups: int) -> dict[str, int]:
-        """What `function` and `sets` take beside x: the number of groups, or nothing."""
+        """What `function` and `sets` take beside x: G, or nothing."""
         return {"groups": groups} if self.grouped else {}
 
     def sets_of(self, shape: tuple[int, ...], groups: int) -> Sets:
