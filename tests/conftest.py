@@ -1,8 +1,11 @@
 """What the tests share: every array library through one fixture, and one tolerance.
 
-Nothing here needs more than pytest, NumPy and torch.
+Nothing here needs more than pytest, NumPy and torch. JAX is tested where it is
+installed: no line of `normbook` names it.
 """
 
+import os
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,12 +42,18 @@ class Library(NamedTuple):
         dtype = "bool" if values.dtype == bool else self.dtype
         if self.name == "numpy":
             return values.astype(dtype)
+        if self.name == "jax":
+            import jax.numpy as jnp
+
+            return jnp.asarray(values, dtype)
         return torch.tensor(values, device=self.device, dtype=getattr(torch, dtype))
 
     def owns(self, value: Any) -> bool:
         """Whether a result stayed in this library, on this device, in this dtype."""
         if self.name == "numpy":
             return isinstance(value, np.ndarray) and value.dtype == self.dtype
+        if self.name == "jax":
+            return not isinstance(value, np.ndarray) and value.dtype == self.dtype
         return value.device.type == self.device and str(value.dtype).endswith(
             self.dtype
         )
@@ -73,9 +82,12 @@ def error(got: Any, want: Any) -> float:
     return float(np.abs(got[differ] - want[differ]).max(initial=0) / scale)
 
 
+JAX = find_spec("jax") is not None
+if JAX:
+    os.environ |= {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
 LIBRARIES = [
     Library(name, "cpu", dtype)
-    for name in ("numpy", "torch")
+    for name in ("numpy", "torch", *["jax"] * JAX)
     for dtype in ("float64", "float32")
 ]
 if torch.cuda.is_available():

@@ -1,43 +1,46 @@
 """core: each function against its formula written out, each VJP three ways."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
 import torch
-from conftest import error
+from conftest import TOLERANCE, error
 
 from normbook import core
+from normbook.core import Set
 
 SHAPE, EPS = (3, 4, 5), 0.1
 SETS = [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)]
 
 # Each VJP with the function it belongs to, in the arguments of both.
 FORWARD = {
-    "center": lambda x, axes, where: core.center(x, axes, where),
-    "rescale": lambda x, axes, where: core.rescale(x, axes, EPS, where)[0],
-    "standardize": lambda x, axes, where: core.standardize(x, axes, EPS, where)[0],
-    "rstd": lambda x, axes, where: core.rescale(x, axes, EPS, where)[1],
+    "center": lambda x, axes, where: core.center(x, Set(axes, where)),
+    "rescale": lambda x, axes, where: core.rescale(x, Set(axes, where), EPS)[0],
+    "standardize": lambda x, axes, where: core.standardize(x, Set(axes, where), EPS)[0],
+    "rstd": lambda x, axes, where: core.rescale(x, Set(axes, where), EPS)[1],
 }
 
 
 def center_vjp(dy, x, axes, where):
-    return core.center_vjp(dy, axes, where)
+    return core.center_vjp(dy, Set(axes, where))
 
 
 def rescale_vjp(dy, x, axes, where):
-    y, rstd = core.rescale(x, axes, EPS, where)
-    return core.rescale_vjp(dy, y, rstd, axes, where)
+    y, rstd = core.rescale(x, Set(axes, where), EPS)
+    return core.rescale_vjp(dy, y, rstd, Set(axes, where))
 
 
 def standardize_vjp(dy, x, axes, where):
-    x_hat, rstd = core.standardize(x, axes, EPS, where)
-    return core.standardize_vjp(dy, x_hat, rstd, axes, where)
+    x_hat, rstd = core.standardize(x, Set(axes, where), EPS)
+    return core.standardize_vjp(dy, x_hat, rstd, Set(axes, where))
 
 
 def rstd_vjp(dy, x, axes, where):
-    y, rstd = core.rescale(x, axes, EPS, where)
-    return core.rstd_vjp(dy, y, rstd, axes, where)
+    y, rstd = core.rescale(x, Set(axes, where), EPS)
+    return core.rstd_vjp(dy, y, rstd, Set(axes, where))
 
 
 VJP = {
@@ -72,10 +75,10 @@ def central(f, x, dy, step=1e-5):
     return dx
 
 
-def mask(rng, axes):
+def mask(rng, axes, shape=SHAPE):
     """True at about two thirds of the places, at two or more of each set."""
     while True:
-        where = rng.random(SHAPE) < 0.7
+        where = rng.random(shape) < 0.7
         if where.sum(axes).min() >= 2 and not where.all():
             return where
 
@@ -162,17 +165,77 @@ def test_gamma_pulled_out_of_the_means_is_seen(rng, x):
 def test_statistics_keep_their_axes(library, x, axes, where):
     x, where = library.array(x), library.array(where)
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(SHAPE))
-    assert core.mean(x, axes, where).shape == kept
-    assert core.rescale(x, axes, EPS, where)[1].shape == kept
-    assert core.standardize(x, axes, EPS, where)[1].shape == kept
+    assert core.mean(x, Set(axes, where)).shape == kept
+    assert core.rescale(x, Set(axes, where), EPS)[1].shape == kept
+    assert core.standardize(x, Set(axes, where), EPS)[1].shape == kept
 
 
 def test_count(library, x, axes, where):
-    m = core.count(library.array(x), axes, library.array(where))
+    m = core.count(library.array(x), Set(axes, library.array(where)))
     if where is None:
         assert m == np.prod([SHAPE[axis] for axis in axes])
     else:
         assert library.close(m, where.sum(axes, keepdims=True))
+
+
+def test_axes_alone_are_the_set_of_all_values_along_them(library, x, axes):
+    x = library.array(x)
+    for got, want in zip(
+        core.standardize(x, axes, EPS), core.standardize(x, Set(axes), EPS), strict=True
+    ):
+        assert error(got, want) == 0
+
+
+def test_statistics_from_elsewhere_take_the_place_of_a_set_s_own(library, x):
+    """So evaluation mode is the same two functions."""
+    x, mu, square = map(library.array, (x, [2.0], [9.0]))
+    y, rstd = core.rescale(core.center(x, (), mu), (), EPS, square)
+    assert library.close(y, (np.array(x.tolist()) - 2) / np.sqrt(9 + EPS))
+    assert library.close(rstd, [1 / np.sqrt(9 + EPS)])
+
+
+class Workers:
+    """So many threads that add up arrays together, as machines do with all-reduce."""
+
+    def __init__(self, number):
+        self.parts, self.barrier = {}, Barrier(number)
+
+    def add_up(self, mine):
+        self.parts[get_ident()] = mine
+        self.barrier.wait(timeout=10)
+        total = sum(self.parts[worker] for worker in sorted(self.parts))
+        self.barrier.wait(timeout=10)  # nobody's next part comes before all have read
+        return total
+
+    def run(self, function, *parts):
+        """What the function makes of each part, all at the same time."""
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(function, *zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("ends", [[3], [1, 4], [1, 2, 3]])
+def test_a_set_may_be_spread_over_workers(library, rng, masked, ends):
+    """Unequal parts of a batch, each on its own worker, give what the batch gives."""
+    x, dy = rng.normal(2.0, 3.0, (2, 6, 4, 5))
+    where = mask(rng, (0, 2), x.shape) if masked else None
+    S = Set((0, 2), library.array(where))
+    x_hat, rstd = core.standardize(library.array(x), S, EPS)
+    dx = core.standardize_vjp(library.array(dy), x_hat, rstd, S)
+    group = Workers(len(ends) + 1)
+
+    def work(x, dy, where):
+        S = Set((0, 2), library.array(where), group.add_up)
+        x_hat, rstd = core.standardize(library.array(x), S, EPS)
+        return x_hat, core.standardize_vjp(library.array(dy), x_hat, rstd, S)
+
+    masks = [None] * (len(ends) + 1) if where is None else np.split(where, ends)
+    parts = group.run(
+        work, *zip(np.split(x, ends), np.split(dy, ends), masks, strict=True)
+    )
+    for place, want in enumerate((x_hat, dx)):
+        joined = np.concatenate([np.array(part[place].tolist()) for part in parts])
+        assert error(joined, want) <= TOLERANCE[library.dtype]
 
 
 def test_an_empty_set_counts_one_value():
@@ -181,16 +244,17 @@ def test_an_empty_set_counts_one_value():
 
 def test_only_removes_nan_and_leaves_its_input_alone(library):
     x = library.array([1.0, np.nan, np.inf, 2.0])
-    kept = core.only(x, library.array(np.array([True, False, False, True])))
-    assert library.close(kept, [1, 0, 0, 2])
+    S = Set((0,), library.array(np.array([True, False, False, True])))
+    assert library.close(core.only(x, S), [1, 0, 0, 2])
     assert np.isnan(float(x[1]))
-    assert core.only(x, None) is x
+    assert core.only(x, (0,)) is x
 
 
 def test_standardize_is_rescale_of_center(library, x, axes, where):
     x, where = library.array(x), library.array(where)
-    parts = core.rescale(core.center(x, axes, where), axes, EPS, where)
-    for got, want in zip(core.standardize(x, axes, EPS, where), parts, strict=True):
+    S = Set(axes, where)
+    parts = core.rescale(core.center(x, S), S, EPS)
+    for got, want in zip(core.standardize(x, S, EPS), parts, strict=True):
         assert library.close(got, want)
 
 
@@ -256,8 +320,9 @@ def test_the_variance_of_the_output_is_v_over_v_plus_eps(rng):
 
 def test_standardizing_twice_changes_nothing(library, x, axes, where):
     x, where = library.array(x), library.array(where)
-    once, _ = core.standardize(x, axes, 0.0, where)
-    assert library.close(core.standardize(once, axes, 0.0, where)[0], once)
+    S = Set(axes, where)
+    once, _ = core.standardize(x, S, 0.0)
+    assert library.close(core.standardize(once, S, 0.0)[0], once)
 
 
 def test_float32_at_mean_1e4(library, rng):
@@ -334,9 +399,9 @@ def test_a_masked_set_is_the_shorter_set(library, rng):
     x, dy = rng.normal(size=(2, 4, 6))
     lengths = np.array([6, 2, 5, 3])
     where = np.arange(6) < lengths[:, None]
-    args = library.array(x), (1,), EPS, library.array(where)
-    x_hat, rstd = core.standardize(*args)
-    dx = core.standardize_vjp(library.array(dy), x_hat, rstd, (1,), args[3])
+    S = Set((1,), library.array(where))
+    x_hat, rstd = core.standardize(library.array(x), S, EPS)
+    dx = core.standardize_vjp(library.array(dy), x_hat, rstd, S)
     for row, n in enumerate(lengths):
         short = library.array(x[row, :n])
         short_hat, short_rstd = core.standardize(short, (0,), EPS)

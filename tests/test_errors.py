@@ -96,9 +96,9 @@ FUNCTIONAL = {
         lambda: F.batch_norm(X, ones(6), ones(5)),
         "beta must have shape (6,); got (5,); one value for each",
     ),
-    "γ of one value": (
-        lambda: F.layer_norm(X, ones(1)),
-        "gamma must have shape (5,), x's shape along axes (2,); got (1,)",
+    "γ of two values": (
+        lambda: F.layer_norm(X, ones(2)),
+        "gamma must have shape (5,), x's shape along axes (2,), or 1 in place of",
     ),
     "γ with too few axes": (
         lambda: F.layer_norm(X, ones(6), axes=(1, 2)),

@@ -5,10 +5,12 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
-from conftest import error
+from conftest import TOLERANCE, error
 
+from normbook import core
 from normbook import functional as F
-from normbook.moments import NONE_YET, Moments, running
+from normbook.core import Set
+from normbook.moments import NONE_YET, Moments, running, standardize
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2)])
@@ -18,7 +20,7 @@ def test_of(library, rng, axes, masked):
     where = np.arange(5)[:, None] < rng.integers(2, 6, (4, 1, 6)) if masked else None
     if masked and axes != (1,):
         where = where | (np.arange(4) < 2)[:, None, None]
-    got = Moments.of(library.array(x), axes, library.array(where))
+    got = Moments.of(library.array(x), Set(axes, library.array(where)))
     kept = np.ma.masked_array(x, None if where is None else ~where)
     assert (
         error(got.count, kept.count(axes, keepdims=True) + np.zeros_like(got.mean)) == 0
@@ -32,9 +34,29 @@ def test_of(library, rng, axes, masked):
 
 def test_of_ignores_nan_under_the_mask(library):
     x = library.array([1.0, np.nan, 3.0])
-    got = Moments.of(x, (0,), library.array(np.array([True, False, True])))
+    got = Moments.of(x, Set((0,), library.array(np.array([True, False, True]))))
     assert library.close(got.mean, [2.0])
     assert library.close(got.m2, [2.0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("centered", [True, False])
+def test_standardize_gives_what_core_gives_and_its_moments(
+    library, rng, masked, centered
+):
+    x = library.array(rng.normal(3, 2, (4, 5, 6)))
+    where = np.arange(6) < rng.integers(2, 7, (4, 5, 1)) if masked else None
+    S = Set((0, 2), library.array(where))
+    x_hat, rstd, moments = standardize(x, S, 1e-5, centered)
+    want = (core.standardize if centered else core.rescale)(x, S, 1e-5)
+    assert error(x_hat, want[0]) == 0
+    assert error(rstd, want[1]) == 0
+    if centered:
+        for got, one in zip(moments, Moments.of(x, S), strict=True):
+            assert error(got, one) <= TOLERANCE[library.dtype]
+    else:
+        assert moments.mean == 0
+        assert library.close(moments.m2, core.total(x * x, S))
 
 
 def test_push_one_value_at_a_time(library, rng):

@@ -1,8 +1,8 @@
 """The five normalizations: which axes, which parameter shape, which paper.
 
 Each function only names its sets; `normalize` does the rest with the one primitive of
-`core`. Each takes NumPy arrays or torch tensors and has its gradients beneath it, as
-a `…_vjp` of the same arguments after dy. 16-bit input is computed in 32 bits and comes
+`core`. Each takes NumPy, torch or JAX arrays and has its gradients beneath it, as a
+`…_vjp` of the same arguments after dy. 16-bit input is computed in 32 bits and comes
 back as it came. The channel is axis 1 in batch, instance and group norm.
 
 `where` is a boolean mask of real positions, of a shape that broadcasts to x's: what it
@@ -14,8 +14,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 from normbook import core
-from normbook.core import Array, Axes
-from normbook.moments import Moments
+from normbook.core import Array, Axes, Set
+from normbook.moments import Moments, standardize
 
 CHANNEL: Axes = (1,)
 
@@ -50,6 +50,13 @@ class Sets(NamedTuple):
     def number(self) -> int:
         """How many sets there are, each with a mean and a variance of its own."""
         return prod(n for axis, n in enumerate(self.view) if axis not in self.axes)
+
+
+class Normalized(NamedTuple):
+    """y, and the moments of every set that it was made with."""
+
+    y: Any
+    moments: Moments
 
 
 class Gradients(NamedTuple):
@@ -116,7 +123,7 @@ def batch_norm(
     x: (N, C) or (N, C, ...). S = (N, ...); γ and β have shape (C,).
     Raises InputError for one value a channel. Ioffe & Szegedy (2015), algorithm 1.
     """
-    return normalize(x, batch_sets(x.shape), gamma, beta, eps=eps, where=where)
+    return normalize(x, batch_sets(x.shape), gamma, beta, eps=eps, where=where).y
 
 
 def batch_norm_vjp(
@@ -148,11 +155,11 @@ def batch_norm_eval(
     """
     _need_rank("batch norm", x.shape, 2)
     no_sets = Sets(tuple(x.shape), (), CHANNEL, least=0)
-    wide, where, gamma, beta = _prepare(x, no_sets, gamma, beta, where)
+    wide, S, gamma, beta = _prepare(x, no_sets, gamma, beta, where)
     mean = _parameter("mean", _wide(mean), x, CHANNEL)
     var = _parameter("var", _wide(var), x, CHANNEL)
-    x_hat = (core.only(wide, where) - mean) * (1 / (var + eps) ** 0.5)
-    return _as(core.only(core.affine(x_hat, gamma, beta), where), x)
+    x_hat, _ = core.rescale(core.center(wide, S, mean), S, eps, var)
+    return _as(core.only(core.affine(x_hat, gamma, beta), S), x)
 
 
 def layer_norm(
@@ -171,7 +178,7 @@ def layer_norm(
     is a set of its own, so padded tokens need no mask.
     Ba, Kiros & Hinton (2016), equation 3.
     """
-    return normalize(x, layer_sets(x.shape, axes), gamma, beta, eps=eps, where=where)
+    return normalize(x, layer_sets(x.shape, axes), gamma, beta, eps=eps, where=where).y
 
 
 def layer_norm_vjp(
@@ -202,7 +209,7 @@ def instance_norm(
     x: (N, C, ...) with at least two positions; γ and β have shape (C,).
     Ulyanov, Vedaldi & Lempitsky (2016), equation 3.
     """
-    return normalize(x, instance_sets(x.shape), gamma, beta, eps=eps, where=where)
+    return normalize(x, instance_sets(x.shape), gamma, beta, eps=eps, where=where).y
 
 
 def instance_norm_vjp(
@@ -233,7 +240,8 @@ def group_norm(
     x: (N, C) or (N, C, ...); γ and β have shape (C,), never (G,).
     Raises InputError unless G divides C. Wu & He (2018), equation 7.
     """
-    return normalize(x, group_sets(x.shape, groups), gamma, beta, eps=eps, where=where)
+    sets = group_sets(x.shape, groups)
+    return normalize(x, sets, gamma, beta, eps=eps, where=where).y
 
 
 def group_norm_vjp(
@@ -260,7 +268,7 @@ def rms_norm(
     Zhang & Sennrich (2019), equation 4.
     """
     sets = layer_sets(x.shape, axes)
-    return normalize(x, sets, gamma, eps=eps, standardize=core.rescale)
+    return normalize(x, sets, gamma, eps=eps, centered=False).y
 
 
 def rms_norm_vjp(
@@ -272,15 +280,8 @@ def rms_norm_vjp(
     eps: float = 1e-5,
 ) -> Gradients:
     """Gradients of `rms_norm`; dγ sums over all axes but `axes`, dβ is None."""
-    return normalize_vjp(
-        dy,
-        x,
-        layer_sets(x.shape, axes),
-        gamma,
-        eps=eps,
-        standardize=core.rescale,
-        standardize_vjp=core.rescale_vjp,
-    )
+    sets = layer_sets(x.shape, axes)
+    return normalize_vjp(dy, x, sets, gamma, eps=eps, centered=False)
 
 
 def normalize(
@@ -291,21 +292,35 @@ def normalize(
     *,
     eps: float,
     where: Array | None = None,
-    standardize: Callable[..., tuple[Any, Any]] = core.standardize,
+    centered: bool = True,
+    standardize: Callable[..., tuple[Any, Any, Moments]] = standardize,
     affine: Callable[..., Any] = core.affine,
-) -> Any:
-    """Check, view x by its sets, standardize, view it back, apply γ and β."""
-    wide, where, gamma, beta = _prepare(x, sets, gamma, beta, where)
-    x_hat, _ = standardize(*_view(wide, where, sets, eps))
+) -> Normalized:
+    """View x by its sets, standardize each, view it back, apply γ and β.
+
+    x: of any shape that `sets` was made from; γ and β: x's shape along `sets.param`, or
+    1 along some of these axes; where: boolean, broadcasts to x. y has x's shape and
+    dtype, the moments one value a set in at least 32 bits, in the shape of `sets.view`
+    with the reduced axes at length 1. Not centered, it is RMS norm, and the moments are
+    those about 0.
+    Raises InputError for a dtype that is no real floating-point one, too few values in
+    a set, a parameter or mask of another shape, dtype or device.
+
+    standardize, affine: what replaces `moments.standardize` and `core.affine`, for an
+    array library that wants their gradients.
+    """
+    wide, S, gamma, beta = _prepare(x, sets, gamma, beta, where)
+    x_hat, _, moments = standardize(
+        wide.reshape(sets.view), _viewed(S, sets), eps, centered
+    )
     y = affine(x_hat.reshape(x.shape), gamma, beta)
-    return _as(core.only(y, where), x)
+    return Normalized(_as(core.only(y, S), x), moments)
 
 
 def moments(x: Array, sets: Sets, where: Array | None = None) -> Moments:
     """Count, mean and squared deviations of every set, in at least 32 bits."""
-    x, where, _, _ = _prepare(x, sets, None, None, where)
-    viewed, axes, _, where = _view(x, where, sets, 0.0)
-    return Moments.of(viewed, axes, where)
+    wide, S, _, _ = _prepare(x, sets, None, None, where)
+    return Moments.of(wide.reshape(sets.view), _viewed(S, sets))
 
 
 def normalize_vjp(
@@ -317,22 +332,31 @@ def normalize_vjp(
     *,
     eps: float,
     where: Array | None = None,
-    standardize: Callable[..., tuple[Any, Any]] = core.standardize,
-    standardize_vjp: Callable[..., Any] = core.standardize_vjp,
+    centered: bool = True,
 ) -> Gradients:
-    """The steps of `normalize` backwards; g = γ·dy is formed before any mean."""
+    """The steps of `normalize` backwards; g = γ·dy is formed before any mean.
+
+    dy: the gradient with respect to y, of x's shape; the rest as in `normalize`. The
+    gradients have the shapes and dtypes of x, γ and β.
+    Raises InputError where `normalize` does, and for a dy of another shape or device.
+    """
     _same_place("dy", dy, x)
     if tuple(dy.shape) != tuple(x.shape):
         raise InputError(
             f"dy must have the shape of x; got {tuple(dy.shape)} for x of shape "
             f"{tuple(x.shape)}. Pass the gradient with respect to the output."
         )
-    wide, where, gamma_, beta_ = _prepare(x, sets, gamma, beta, where)
-    viewed, axes, eps, where_viewed = _view(wide, where, sets, eps)
-    x_hat, rstd = standardize(viewed, axes, eps, where_viewed)
-    dy = core.only(_wide(dy), where)
+    wide, S, gamma_, beta_ = _prepare(x, sets, gamma, beta, where)
+    S_viewed = _viewed(S, sets)
+    forward, vjp = (
+        (core.standardize, core.standardize_vjp)
+        if centered
+        else (core.rescale, core.rescale_vjp)
+    )
+    x_hat, rstd = forward(wide.reshape(sets.view), S_viewed, eps)
+    dy = core.only(_wide(dy), S)
     g, d_gamma, d_beta = core.affine_vjp(dy, x_hat.reshape(x.shape), gamma_, beta_)
-    dx = standardize_vjp(g.reshape(sets.view), x_hat, rstd, axes, where_viewed)
+    dx = vjp(g.reshape(sets.view), x_hat, rstd, S_viewed)
     return Gradients(
         _as(dx.reshape(x.shape), x),
         None if gamma is None else _as(d_gamma.reshape(gamma.shape), gamma),
@@ -349,23 +373,21 @@ def need_real(x: Array) -> None:
         )
 
 
-def _view(
-    wide: Any, where: Any, sets: Sets, eps: float
-) -> tuple[Any, Axes, float, Any]:
-    """What `standardize` takes: x and its mask as the sets view them, S and ε."""
-    viewed = None if where is None else where.reshape(sets.view)
-    return wide.reshape(sets.view), sets.axes, eps, viewed
+def _viewed(S: Set, sets: Sets) -> Set:
+    """S of x, as S of x viewed by its sets."""
+    where = None if S.where is None else S.where.reshape(sets.view)
+    return S._replace(axes=sets.axes, where=where)
 
 
 def _prepare(
     x: Array, sets: Sets, gamma: Any, beta: Any, where: Any = None
-) -> tuple[Any, Any, Any, Any]:
-    """Input checked; x in at least 32 bits; mask, γ and β ready to meet it."""
+) -> tuple[Any, Set, Any, Any]:
+    """Input checked: x in at least 32 bits, its real positions, γ and β to meet it."""
     need_real(x)
     _need_values(sets)
     return (
         _wide(x),
-        None if where is None else _mask(where, x, sets),
+        Set((), None if where is None else _mask(where, x, sets)),
         None if gamma is None else _parameter("gamma", gamma, x, sets.param),
         None if beta is None else _parameter("beta", beta, x, sets.param),
     )
@@ -376,13 +398,13 @@ def _parameter(name: str, value: Any, x: Any, param: Axes) -> Any:
     _same_place(name, value, x)
     full = tuple(x.shape[axis] for axis in param)
     got = tuple(value.shape)
-    shared = len(got) == len(full) > 1 and all(
-        here in (1, there) for here, there in zip(got, full, strict=True)
-    )
-    if got != full and not shared:
+    if len(got) != len(full) or any(
+        here not in (1, there) for here, there in zip(got, full, strict=True)
+    ):
         raise InputError(
-            f"{name} must have shape {full}, x's shape along axes {param}; got {got} "
-            f"for x of shape {tuple(x.shape)}. Give it one value for each place there."
+            f"{name} must have shape {full}, x's shape along axes {param}, or 1 in "
+            f"place of a length; got {got} for x of shape {tuple(x.shape)}. Give it "
+            "one value for each place there, or one that all places share."
         )
     shape = [1] * len(x.shape)
     for axis, n in zip(param, got, strict=True):

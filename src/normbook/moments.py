@@ -7,7 +7,7 @@ that float32 has; E[x²] − E[x]² loses them all when the mean is large.
 from typing import Any, NamedTuple
 
 from normbook import core
-from normbook.core import Array, Axes
+from normbook.core import Array, Axes, Set
 
 
 class Moments(NamedTuple):
@@ -18,11 +18,10 @@ class Moments(NamedTuple):
     m2: Any
 
     @classmethod
-    def of(cls, x: Array, axes: Axes, where: Array | None = None) -> "Moments":
-        """Moments over S, in two passes; the reduced axes stay, with length 1."""
-        mean = core.mean(x, axes, where)
-        m2 = (core.only(x - mean, where) ** 2).sum(axes, keepdims=True)
-        return cls(core.count(x, axes, where), mean, m2)
+    def of(cls, x: Array, S: Set | Axes) -> "Moments":
+        """Moments over each set, in two passes; reduced axes stay, with length 1."""
+        mean = core.mean(x, S)
+        return cls(core.count(x, S), mean, core.total(core.center(x, S, mean) ** 2, S))
 
     def push(self, x: Any) -> "Moments":
         """Take in one value more. Welford (1962)."""
@@ -45,6 +44,21 @@ class Moments(NamedTuple):
 
 
 NONE_YET = Moments(0, 0.0, 0.0)
+
+
+def standardize(
+    x: Array, S: Set | Axes, eps: float, centered: bool = True
+) -> tuple[Any, Any, Moments]:
+    """`core.standardize`, or `core.rescale` where not centered, and its moments.
+
+    Returns x_hat, rstd = 1/√(v + ε) and the moments of each set, which were taken on
+    the way; without centering they are those about 0, with m2 = Σx².
+    """
+    mean = core.mean(x, S) if centered else 0.0
+    deviation = core.center(x, S, mean) if centered else x
+    square = core.mean(deviation * deviation, S)
+    m = core.count(x, S)
+    return *core.rescale(deviation, S, eps, square), Moments(m, mean, m * square)
 
 
 def running(old: Any, new: Any, momentum: Any) -> Any:

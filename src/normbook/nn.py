@@ -21,16 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normbook import core, fast, functional
-from normbook.core import Axes
+from normbook.core import Axes, Set
 from normbook.fast import Running
-from normbook.functional import InputError, Sets
+from normbook.functional import InputError, Normalized, Sets
+from normbook.moments import Moments, standardize
 
 
 class Standardize(torch.autograd.Function):
-    """`core.standardize` or `core.rescale` with its hand-derived VJP.
+    """`moments.standardize` with its hand-derived VJP: x_hat, rstd, m, mean and m2.
 
     rstd is an output too: so autograd sees how the VJP depends on x through it, and
-    second and higher derivatives are exact with no further formula.
+    second and higher derivatives are exact with no further formula. The moments have no
+    gradient.
     """
 
     generate_vmap_rule = True
@@ -38,24 +40,29 @@ class Standardize(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor, axes: Axes, eps: float, where: Tensor | None, centered: bool
-    ) -> tuple[Tensor, Tensor]:
-        return (core.standardize if centered else core.rescale)(x, axes, eps, where)
+    ) -> tuple[Any, ...]:
+        x_hat, rstd, moments = standardize(x, Set(axes, where), eps, centered)
+        return x_hat, rstd, *moments
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, ctx.axes, _, where, ctx.centered = inputs
-        ctx.save_for_backward(*output, where)
+        ctx.save_for_backward(*output[:2], where)
+        ctx.mark_non_differentiable(
+            *(value for value in output[2:] if isinstance(value, Tensor))
+        )
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any, d_rstd: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Any, d_rstd: Any, *_: Any) -> tuple[Any, ...]:
         y, rstd, where = ctx.saved_tensors
+        S = Set(ctx.axes, where)
         vjp = core.standardize_vjp if ctx.centered else core.rescale_vjp
         dx = None
         if dy is not None:
-            dx = vjp(dy, y, rstd, ctx.axes, where)
+            dx = vjp(dy, y, rstd, S)
         if d_rstd is not None:
-            through_rstd = core.rstd_vjp(d_rstd, y, rstd, ctx.axes, where)
+            through_rstd = core.rstd_vjp(d_rstd, y, rstd, S)
             dx = through_rstd if dx is None else dx + through_rstd
         return dx, None, None, None, None
 
@@ -86,11 +93,14 @@ def plain(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
-) -> Tensor:
+) -> Normalized:
     """`functional.normalize` on the differentiable primitives."""
 
-    def standardize(*viewed: Any) -> tuple[Tensor, Tensor]:
-        return Standardize.apply(*viewed, centered)
+    def standardize(
+        x: Tensor, S: Set, eps: float, centered: bool
+    ) -> tuple[Tensor, Tensor, Moments]:
+        x_hat, rstd, *moments = Standardize.apply(x, S.axes, eps, S.where, centered)
+        return x_hat, rstd, Moments(*moments)
 
     def affine(x_hat: Tensor, gamma: Any, beta: Any) -> Tensor:
         if gamma is None and beta is None:
@@ -104,6 +114,7 @@ def plain(
         beta,
         eps=eps,
         where=where,
+        centered=centered,
         standardize=standardize,
         affine=affine,
     )
@@ -129,10 +140,9 @@ def normalize(
         _need_one_a_channel(x, running)
     y = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered, running)
     if y is None:
-        y = plain(x, sets, gamma, beta, eps, where, centered)
+        y, moments = plain(x, sets, gamma, beta, eps, where, centered)
         if running is not None and x.numel():
-            found = functional.moments(x.detach(), sets, where)
-            running.track(found.mean, found.var(correction=1))
+            running.track(moments.mean, moments.var(correction=1))
     return y
 
 

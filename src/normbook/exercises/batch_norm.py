@@ -49,7 +49,7 @@ def _real(x: Any, lengths: Any) -> Any:
 
 def _centered_on(axes: Any, x: Any, lengths: Any) -> Any:
     real = _real(x, lengths) & np.ones(x.shape, bool)
-    return core.standardize(x, axes, 1e-5, real)[0]
+    return core.standardize(x, core.Set(axes, real), 1e-5)[0]
 
 
 EXERCISES = {

@@ -55,7 +55,7 @@ def batch_renorm(
         std = (var + eps).sqrt().view(ones)
         r = ((batch.var() + eps).sqrt() / std).clamp(1 / r_max, r_max)
         d = ((batch.mean - mean.view(ones)) / std).clamp(-d_max, d_max)
-    return r * nb.plain(x, sets, None, None, eps) + d
+    return r * nb.plain(x, sets, None, None, eps).y + d
 
 
 def standardized_weights(weight: Tensor, eps: float = 1e-5) -> Tensor:

@@ -32,14 +32,14 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from normbook.functional import Sets
+from normbook.functional import Normalized, Sets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
 MOST = 2**30 - 2**21  # what a GPU counts in 32 bits, with room for blocks and parts
 LEAST = 1e-24  # of ε: the kernels of a CPU take 1/√ε³ in float32
 PROCESS = os.getpid()  # that of a fork is another: it has none of torch's workers
-Plain = Callable[..., Tensor]
+Plain = Callable[..., Normalized]
 
 
 class Running(NamedTuple):
@@ -198,7 +198,7 @@ class Call:
         """y by the plain formula."""
         _, eps, real, centered = self.task
         where = None if real is None else mask(real, x.shape[2])
-        return self.plain(x, self.sets, gamma, beta, eps, where, centered)
+        return self.plain(x, self.sets, gamma, beta, eps, where, centered).y
 
     def track(self, running: Running) -> None:
         """Move running statistics towards the mean and σ²·m/(m − 1) of every set."""
