@@ -47,8 +47,8 @@ def test_rows_for_layer_norms_and_maps_for_the_others():
         ("LN", ROWS),
         ("RMSNorm", ROWS),
         ("BN", MAPS),
-        ("GN", MAPS),
         ("IN", MAPS),
+        ("GN", MAPS),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from fontTools.ttLib import TTFont  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 from sphinx.util.docutils import docutils_namespace  # noqa: E402
 
-from normbook import plots  # noqa: E402
+from normbook.methods import METHODS  # noqa: E402
 
 STATIC = ROOT / "book" / "_static"
 
@@ -175,9 +176,9 @@ def test_style_sheet_and_script_are_of_one_version() -> None:
 # ---------------------------------------------------------------- the sets
 
 
-@pytest.mark.parametrize("method", plots.SETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_picture_colors_one_whole_set(method: str) -> None:
-    sets = plots.SETS[method](method_sets.SHAPE, method_sets.GROUPS)
+    sets = METHODS[method].sets_in_picture(method_sets.SHAPE, method_sets.GROUPS)
     assert method_sets.members(method).sum() == sets.size
     said = method_sets.sentence(method)
     assert f"The {sets.size} cells" in said
@@ -195,14 +196,23 @@ def test_group_norm_ends_at_layer_and_instance_norm() -> None:
 
 
 def test_every_choice_of_the_picture_has_its_rule() -> None:
-    sheet = (STATIC / "book.css").read_text(encoding="utf-8")
-    html = method_sets.picture()
+    html, sheet = method_sets.picture(), method_sets.style()
     groups = [f"g{n}" for n in method_sets.divisors(method_sets.SHAPE[1])]
-    for key in [*map(str.lower, plots.SETS), *groups]:
+    for key in [*map(str.lower, METHODS), *groups]:
         assert f'id="sets-{key}"' in html
         assert f"#sets-{key}:checked" in sheet
-    for key in plots.COLORS:
-        assert f"var(--{key.lower()})" in sheet
+        assert f'"say is-{key}"' in html or key == "gn"
+    for key, method in METHODS.items():
+        assert f"--{key.lower()}:{method.color}" in sheet
+        assert f".{key.lower()}{{--m:var(--{key.lower()})}}" in sheet
+
+
+@pytest.mark.parametrize("picture", ["logo.svg", "favicon.svg"])
+def test_the_logo_has_the_methods_colours(picture: str) -> None:
+    inks = re.findall(r"#[0-9A-Fa-f]{6}", (STATIC / picture).read_text("utf-8"))
+    known = {method.color for method in METHODS.values()}
+    assert inks
+    assert {ink.upper() for ink in inks} <= known | {"#262626", "#FFFFFF"}
 
 
 def test_table_says_what_the_paper_says() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from normbook import core, functional, plots
+from normbook.methods import METHODS
 from normbook.plots import batch_norm, curves, one_idea
 
 
@@ -84,8 +85,9 @@ def test_the_squares_have_the_area_in_the_title(ax):
 )
 def test_a_set_has_as_many_cells_as_the_function_reduces(method, cells):
     shape = (4, 6, 4)
-    members = plots.shares_statistics(plots.SETS[method](shape, 2), shape, (0, 0, 0))
-    assert members.sum() == cells == plots.SETS[method](shape, 2).size
+    sets = METHODS[method].sets_in_picture(shape, 2)
+    members = plots.shares_statistics(sets, shape, (0, 0, 0))
+    assert members.sum() == cells == sets.size
 
 
 def test_an_unknown_method_is_refused(ax):
@@ -109,7 +111,7 @@ def test_a_band_spans_the_seeds_around_their_mean(ax):
     curves.band(ax, [10, 20], runs, "noisy BN")
     (line,) = ax.lines
     assert line.get_ydata().tolist() == [3, 1]
-    assert line.get_color() == plots.COLORS["BN"]
+    assert line.get_color() == plots.color("BN")
     assert line.get_linestyle() == "--"
     (area,) = ax.collections
     corners = area.get_paths()[0].vertices
@@ -122,7 +124,7 @@ def test_a_label_stands_beside_its_point_in_the_colour_of_the_line(ax):
     curves.label(ax, "here", lift=4, at=1)
     (text,) = ax.texts
     assert (text.xy, text.get_position()) == ((2, 2.5), (5, 4))
-    assert text.get_color() == plots.COLORS["LN"]
+    assert text.get_color() == plots.color("LN")
 
 
 def test_percentiles_shade_the_outer_two_around_the_middle(ax):
@@ -152,8 +154,16 @@ def test_an_error_map_writes_0_where_there_is_rounding_alone(ax):
     assert ax.texts[2].get_color() == "white"
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), [("BN, residual", "BN"), ("BN 32", "BN"), ("other", "none")]
-)
-def test_a_variant_has_the_colour_of_its_method(kind, method):
-    assert curves.color(kind) == plots.COLORS[method]
+@pytest.mark.parametrize("kind", ["BN, residual", "BN 32", "noisy BN", "BN\n2 images"])
+def test_a_variant_has_the_colour_of_the_method_it_names(kind):
+    assert plots.color(kind) == METHODS["BN"].color
+
+
+def test_what_normalizes_nothing_is_grey():
+    assert plots.color("none") == plots.color("DyT") == plots.GREY
+
+
+@pytest.mark.parametrize("kind", ["other", "PowerNorm", "MIN", "BN2"])
+def test_a_part_of_a_word_gives_no_colour(kind):
+    with pytest.raises(ValueError, match=f"{kind}.*use one of BN, LN, IN, GN, RMSNorm"):
+        plots.color(kind)

@@ -95,7 +95,7 @@ def test_a_full_cell_is_one_that_did_not_see_the_change(ax):
     inks = Counter(
         mpl.colors.to_hex(patch.get_facecolor()).upper() for patch in full(ax)
     )
-    assert inks == {plots.COLORS["BN"]: 1, plots.COLORS["GN"]: 2}
+    assert inks == {plots.color("BN"): 1, plots.color("GN"): 2}
     assert [text.get_text() for text in ax.texts] == list(saw)
 
 
@@ -111,7 +111,7 @@ def test_a_line_is_named_at_its_end_in_its_colour(ax):
     ends = {"BN": (1.0, 0.5), "LN": (1.0, 0.5)}
     comparison.name_lines(ax, ends, gap=12)
     assert {text.get_text(): text.get_color() for text in ax.texts} == {
-        kind: plots.COLORS[kind] for kind in ends
+        kind: plots.color(kind) for kind in ends
     }
     low, high = sorted(text.xyann[1] for text in ax.texts)
     assert high - low == pytest.approx(12, abs=0.1)
@@ -134,7 +134,7 @@ def test_the_guide_has_a_letter_an_arrow_and_a_box_for_every_answer(ax):
     comparison.guide(ax, steps)
     words = [text.get_text() for text in ax.texts if text.get_text()]
     assert {"a  yes", "b  maybe", "c  no", "d  yes", "first?", "second?"} < set(words)
-    assert {plots.NAMES[kind] for kind in ("LN", "GN", "BN")} < set(words)
+    assert {plots.name(kind) for kind in ("LN", "GN", "BN")} < set(words)
     assert len(ax.patches) == 5  # boxes
     assert sum(hasattr(text, "arrow_patch") for text in ax.texts) == 4
 

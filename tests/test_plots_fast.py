@@ -92,7 +92,7 @@ def test_a_strip_colours_the_set_of_the_first_value(ax, method, coloured):
     inside = [
         place
         for place, cell in enumerate(ax.patches)
-        if to_hex(cell.get_facecolor()).upper() == plots.COLORS[method]
+        if to_hex(cell.get_facecolor()).upper() == plots.color(method)
         and cell.get_facecolor()[3]
     ]
     assert len(ax.patches) == np.prod(shape)

@@ -35,7 +35,7 @@ def test_channels_of_a_group_share_a_shade_and_a_letter(ax):
     shades = [patch.get_facecolor() for patch in ax.patches]
     assert shades[::2] == shades[1::2]
     assert len(set(shades)) == 3
-    assert shades[0] == to_rgba(plots.COLORS["GN"])
+    assert shades[0] == to_rgba(plots.color("GN"))
     letters = "".join(text.get_text() for text in ax.texts[::2])
     assert letters == "aabbcc"
     assert [text.get_text() for text in ax.texts[1::2]] == list("012345")
@@ -48,7 +48,7 @@ def test_a_cell_is_filled_where_an_input_moves_an_output(ax):
     mesh = ax.collections[0]
     filled = ~np.ma.getmaskarray(mesh.get_array()).reshape(4, 4)
     assert np.array_equal(filled, moves > 0)
-    assert tuple(mesh.get_cmap()(0)[:3]) == to_rgb(plots.COLORS["GN"])
+    assert tuple(mesh.get_cmap()(0)[:3]) == to_rgb(plots.color("GN"))
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [
         "sample 1",
         "sample 2",
@@ -72,7 +72,7 @@ def test_sizes_stand_from_large_to_small_with_their_range(ax):
     assert line.get_ydata().tolist() == [6, 9, 40]
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [[5, 7], [9, 9], [30, 50]]
-    assert line.get_color() == plots.COLORS["BN"]
+    assert line.get_color() == plots.color("BN")
 
 
 def test_a_level_is_the_mean_and_its_band_the_range(ax):
@@ -81,7 +81,7 @@ def test_a_level_is_the_mean_and_its_band_the_range(ax):
     band = ax.patches[0].get_bbox()
     assert (band.y0, band.y1) == (2, 7)
     assert ax.texts[0].get_text() == "group norm"
-    assert ax.texts[0].get_color() == plots.COLORS["GN"]
+    assert ax.texts[0].get_color() == plots.color("GN")
 
 
 @pytest.mark.parametrize(("lift", "side"), [(2, "bottom"), (-2, "top"), (0, "center")])
@@ -100,7 +100,7 @@ def test_values_stand_over_their_map_and_the_first_net_is_open(ax):
     drawn = [(round(line.get_xdata().mean()), *line.get_ydata()) for line in dots]
     assert drawn == [(0, 20, 22), (1, 3, 5), (0, 21, 21), (1, 4, 4), (2, 1, 1)]
     fills = [line.get_markerfacecolor() for line in dots]
-    assert fills == ["none"] * 2 + [plots.COLORS["BN"]] * 3
+    assert fills == ["none"] * 2 + [plots.color("BN")] * 3
     bars = [line.get_ydata()[0] for line in ax.lines if line.get_marker() != "o"]
     assert bars == [16, 4, 1]
     assert ax.get_legend_handles_labels()[1] == ["net A", "net B"]

@@ -55,9 +55,7 @@ def test_shades_are_white_at_0_and_differ_by_sign():
 
 def test_a_set_is_one_map_and_a_gamma_has_a_column_of_them(ax):
     instance_norm.directions(ax, (4, 5), row=2, column=1)
-    maps = [
-        p for p in ax.patches if p.get_facecolor()[:3] == to_rgb(plots.COLORS["IN"])
-    ]
+    maps = [p for p in ax.patches if p.get_facecolor()[:3] == to_rgb(plots.color("IN"))]
     assert len(ax.patches) == 4 * 5 + 1
     assert [patch.get_xy() for patch in maps] == [(1.06, 2.06)]
     column = ax.patches[-1]
@@ -78,6 +76,6 @@ def test_the_ellipse_has_the_means_and_deviations_of_red_and_blue(ax):
 def test_what_moves_is_filled_at_its_row_and_column(ax):
     table = np.array([[True, False], [True, True]])
     instance_norm.moves(ax, table, "BN", "who")
-    ink = to_rgb(plots.COLORS["BN"])
+    ink = to_rgb(plots.color("BN"))
     filled = {p.get_xy() for p in ax.patches if p.get_facecolor() == (*ink, 1.0)}
     assert filled == {(0, 0), (0, 1), (1, 1)}

@@ -38,7 +38,7 @@ def test_a_token_is_a_row_and_a_gamma_a_column(ax):
     layer_norm.directions(ax, (6, 5), row=3, column=1)
     row, column = (
         next(p for p in ax.patches if p.get_facecolor()[:3] == ink)
-        for ink in map(matplotlib.colors.to_rgb, (plots.COLORS["LN"], plots.ACCENT))
+        for ink in map(matplotlib.colors.to_rgb, (plots.color("LN"), plots.ACCENT))
     )
     assert (row.get_xy(), row.get_width(), row.get_height()) == ((0, 3), 5, 1)
     assert (column.get_xy(), column.get_width(), column.get_height()) == ((1, 0), 1, 6)
@@ -57,7 +57,7 @@ def test_layer_norm_of_triples_lies_on_the_circle_that_is_drawn(ax):
 def test_one_line_a_seed_and_one_name(ax):
     layer_norm.seeds(ax, [0, 1], [[1, 2, 3], [4, 5, 6]], "LN", "three runs", ls=":")
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 4], [2, 5], [3, 6]]
-    assert {line.get_color() for line in ax.lines} == {plots.COLORS["LN"]}
+    assert {line.get_color() for line in ax.lines} == {plots.color("LN")}
     assert ax.get_legend_handles_labels()[1] == ["three runs"]
 
 

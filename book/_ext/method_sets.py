@@ -5,7 +5,6 @@ without a script. `{axes-table}` is the table of axes, statistics and parameters
 {method}`BN` is a method's name in its colour. Also the card for social media.
 """
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from normbook import functional, plots
+from normbook.methods import METHODS
 from normbook.plots.comparison import axis_names
 
 SHAPE = (4, 6, 4)  # N, C, H·W of the picture
 GROUPS = 2
+GROUPED = "GN"  # the method whose number of groups the picture lets one choose
 SCALE = 30  # of one cell, in the picture's own units
 
 
@@ -32,7 +33,7 @@ def _number(value: int) -> str:
 
 def members(method: str, groups: int = GROUPS) -> np.ndarray:
     """Which cells of the block share their statistics with its first cell."""
-    sets = plots.SETS[method](SHAPE, groups)
+    sets = METHODS[method].sets_in_picture(SHAPE, groups)
     return plots.shares_statistics(sets, SHAPE, (0, 0, 0))
 
 
@@ -63,19 +64,14 @@ def block(colored: dict[str, np.ndarray], label: str) -> str:
 
 def sentence(method: str, groups: int = GROUPS) -> str:
     """Say how many cells share a mean, and how many means there are."""
-    sets = plots.SETS[method](SHAPE, groups)
-    of = {
-        "BN": "one channel, over the whole batch",
-        "LN": "one sample, over all its channels",
-        "IN": "one sample and one channel",
-        "GN": f"one sample and one of {groups} groups of channels",
-        "RMSNorm": "one sample and one position, over its channels",
-    }[method]
-    if method == "GN" and groups == 1:
+    entry = METHODS[method]
+    sets = entry.sets_in_picture(SHAPE, groups)
+    of = entry.set_of.format(groups=groups)
+    if entry.grouped and groups == 1:
         of = "one sample and its only group: layer norm"
-    if method == "GN" and groups == SHAPE[1]:
+    if entry.grouped and groups == SHAPE[1]:
         of = "one sample and a group of one channel: instance norm"
-    kind = "mean square" if method == "RMSNorm" else "mean and one variance"
+    kind = "mean and one variance" if entry.centered else "mean square"
     return (
         f"The {sets.size} cells in colour share one {kind}: {of}. "
         f"The block has {sets.number} such sets."
@@ -85,23 +81,23 @@ def sentence(method: str, groups: int = GROUPS) -> str:
 def picture() -> str:
     """Return the HTML of the picture: one block a method, and the chosen one large."""
     choices, big, said = [], {}, []
-    for position, method in enumerate(plots.SETS):
+    for position, method in enumerate(METHODS):
         key = method.lower()
         checked = " checked" if position == 0 else ""
         small = block({"on": members(method)}, "")
         choices.append(
             f'<label class="choice {key}"><input type="radio" name="sets" '
-            f'id="sets-{key}"{checked}>{small}<span>{plots.NAMES[method]}</span>'
+            f'id="sets-{key}"{checked}>{small}<span>{plots.name(method)}</span>'
             "</label>"
         )
-        if method != "GN":
+        if not METHODS[method].grouped:
             big[f"is-{key}"] = members(method)
             said.append(f'<p class="say is-{key}">{sentence(method)}</p>')
     groups = []
     for number in divisors(SHAPE[1]):
         checked = " checked" if number == GROUPS else ""
-        big[f"is-g{number}"] = members("GN", number)
-        said.append(f'<p class="say is-g{number}">{sentence("GN", number)}</p>')
+        big[f"is-g{number}"] = members(GROUPED, number)
+        said.append(f'<p class="say is-g{number}">{sentence(GROUPED, number)}</p>')
         groups.append(
             f'<label><input type="radio" name="groups" id="sets-g{number}"{checked}>'
             f"{number}</label>"
@@ -137,31 +133,22 @@ NTC = {"N": 32, "T": 512, "C": 768}
 TABLE_GROUPS = 32
 
 
-FUNCTIONS = {
-    "BN": functional.batch_norm,
-    "LN": functional.layer_norm,
-    "IN": functional.instance_norm,
-    "GN": functional.group_norm,
-    "RMSNorm": functional.rms_norm,
-}
-
-
 def rows() -> list[tuple[str, str, dict[str, int], functional.Sets]]:
     """Return method, use, named axes and sets, one a row of the table."""
     image, text = tuple(NCHW.values()), tuple(NTC.values())
-    return [
-        ("BN", "images", NCHW, functional.batch_sets(image)),
-        (
-            "LN",
-            "images, Wu & He’s figure",
-            NCHW,
-            functional.layer_sets(image, (1, 2, 3)),
-        ),
-        ("LN", "tokens, in transformers", NTC, functional.layer_sets(text)),
-        ("IN", "images", NCHW, functional.instance_sets(image)),
-        ("GN", "images", NCHW, functional.group_sets(image, TABLE_GROUPS)),
-        ("RMSNorm", "tokens", NTC, functional.layer_sets(text)),
-    ]
+    found = []
+    for key, method in METHODS.items():
+        if method.axis == 1:
+            sets = method.sets_of(image, TABLE_GROUPS)
+            found.append((key, "images", NCHW, sets))
+            continue
+        whole_sample = method.picture == (1, 2)
+        if whole_sample:
+            sets = functional.layer_sets(image, (1, 2, 3))
+            found.append((key, "images, Wu & He’s figure", NCHW, sets))
+        use = "tokens, in transformers" if whole_sample else "tokens"
+        found.append((key, use, NTC, method.sets_of(text, TABLE_GROUPS)))
+    return found
 
 
 def table() -> str:
@@ -169,8 +156,7 @@ def table() -> str:
     body = []
     for method, use, axes, sets in rows():
         over, left, gamma = axis_names(axes, sets)
-        takes = inspect.signature(FUNCTIONS[method])
-        only = "" if "beta" in takes.parameters else "<small>no β</small>"
+        only = "" if METHODS[method].centered else "<small>no β</small>"
         body.append(
             f"<tr><th scope='row'>{tag(method)}<small>{use}</small></th>"
             f"<td>({', '.join(axes)})</td><td><b>{', '.join(over)}</b></td>"
@@ -205,15 +191,15 @@ class AxesTable(SphinxDirective):
 
 def tag(method: str) -> str:
     """Return a method's name with its colour, as HTML."""
-    return f'<span class="method {method.lower()}">{plots.NAMES[method]}</span>'
+    return f'<span class="method {method.lower()}">{plots.name(method)}</span>'
 
 
 class Method(SphinxRole):
     """{method}`BN`: a method's name in its colour."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        if self.text not in plots.NAMES:
-            known = ", ".join(plots.NAMES)
+        if self.text not in (*METHODS, "none"):
+            known = ", ".join([*METHODS, "none"])
             error = self.inliner.reporter.error(
                 f"no method {self.text!r}; one of {known}", line=self.lineno
             )
@@ -221,25 +207,48 @@ class Method(SphinxRole):
         return [nodes.raw("", tag(self.text), format="html")], []
 
 
-def add_colors(app: Sphinx, page: str, template: str, context: Any, tree: Any) -> None:
-    """Give every page the methods' colours, as variables of its style sheet."""
-    colors = "".join(f"--{key.lower()}:{hex};" for key, hex in plots.COLORS.items())
-    context["metatags"] = (
-        f"{context.get('metatags', '')}<style>:root{{{colors}}}</style>"
+def style() -> str:
+    """Return the rules that hold for each method: its colour, its place in the picture.
+
+    What is chosen in the picture is shown, large and in its colour.
+    """
+    keys = [key.lower() for key in METHODS]
+    colors = {key.lower(): method.color for key, method in METHODS.items()}
+    chosen = {key: f".sets:has(#sets-{key}:checked)" for key in keys}
+    shown = [f"{chosen[key]} .is-{key}" for key in keys if key != GROUPED.lower()]
+    grouped = chosen[GROUPED.lower()]
+    shown += [
+        f"{grouped}:has(#sets-g{number}:checked) .is-g{number}"
+        for number in divisors(SHAPE[1])
+    ]
+    variables = "".join(
+        f"--{key}:{hex};" for key, hex in {**colors, "none": plots.GREY}.items()
     )
+    rules = [
+        f":root{{{variables}}}",
+        *(f".{key}{{--m:var(--{key})}}" for key in [*keys, "none"]),
+        f"{','.join([*shown, f'{grouped} .groups'])}{{display:block;"
+        "fill:color-mix(in srgb,#fff var(--tone),var(--m));"
+        "stroke:color-mix(in srgb,#000 55%,var(--m))}",
+        *(f"{chosen[key]} .stage{{--m:var(--{key})}}" for key in keys),
+    ]
+    return "".join(rules)
+
+
+def add_style(app: Sphinx, page: str, template: str, context: Any, tree: Any) -> None:
+    """Give every page the rules of the methods."""
+    context["metatags"] = f"{context.get('metatags', '')}<style>{style()}</style>"
 
 
 def draw_card(path: Path) -> None:
     """Draw the 1200 × 630 picture that links to the book are shown with."""
     with plt.style.context(plots.STYLE):
-        figure, axes = plt.subplots(
-            1, len(plots.SETS), figsize=(12, 6.3), layout="none"
-        )
+        figure, axes = plt.subplots(1, len(METHODS), figsize=(12, 6.3), layout="none")
         figure.subplots_adjust(left=0.05, right=0.95, bottom=0.1, top=0.64, wspace=0.1)
-        for ax, method in zip(axes, plots.SETS, strict=True):
+        for ax, method in zip(axes, METHODS, strict=True):
             plots.sets(ax, method, SHAPE, groups=GROUPS, labels=False)
             ax.text(
-                0.5, -0.08, plots.NAMES[method], transform=ax.transAxes, ha="center",
+                0.5, -0.08, plots.name(method), transform=ax.transAxes, ha="center",
                 fontsize=15,
             )  # fmt: skip
         serif = {"family": "STIXGeneral", "color": "#1B1B1B"}
@@ -260,6 +269,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("method-sets", MethodSets)
     app.add_directive("axes-table", AxesTable)
     app.add_role("method", Method())
-    app.connect("html-page-context", add_colors)
+    app.connect("html-page-context", add_style)
     app.connect("build-finished", add_card)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

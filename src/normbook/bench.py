@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normbook import fast, functional
-from normbook import nn as nb
+from normbook import fast
 from normbook.experiments import agreement, timing, write_record
+from normbook.methods import METHODS
 
 EPS = 1e-5
 GROUPS = 32
@@ -57,46 +57,6 @@ DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float32")}
 PACKAGES = ("numba", "triton", "liger_kernel", "quack-kernels")
 
 
-class Method(NamedTuple):
-    """The layers and the function of one method, each for C channels on axis `axis`."""
-
-    ours: Callable[[int], nn.Module]
-    native: Callable[[int], nn.Module]
-    function: partial[Any]
-    axis: int = 1
-
-
-METHODS = {
-    "LN": Method(
-        partial(nb.LayerNorm, eps=EPS),
-        partial(nn.LayerNorm, eps=EPS),
-        partial(functional.layer_norm, eps=EPS),
-        axis=-1,
-    ),
-    "RMSNorm": Method(
-        partial(nb.RMSNorm, eps=EPS),
-        partial(nn.RMSNorm, eps=EPS),
-        partial(functional.rms_norm, eps=EPS),
-        axis=-1,
-    ),
-    "BN": Method(
-        partial(nb.BatchNorm, eps=EPS),
-        partial(nn.BatchNorm2d, eps=EPS),
-        partial(functional.batch_norm, eps=EPS),
-    ),
-    "GN": Method(
-        partial(nb.GroupNorm, GROUPS, eps=EPS),
-        partial(nn.GroupNorm, GROUPS, eps=EPS),
-        partial(functional.group_norm, groups=GROUPS, eps=EPS),
-    ),
-    "IN": Method(
-        partial(nb.InstanceNorm, eps=EPS, affine=True),
-        partial(nn.InstanceNorm2d, eps=EPS, affine=True),
-        partial(functional.instance_norm, eps=EPS),
-    ),
-}
-
-
 class Case(NamedTuple):
     """One method on one input."""
 
@@ -115,15 +75,15 @@ class Rival(NamedTuple):
 
 def cases(
     device: str,
-    methods: Iterable[str] = METHODS,
+    methods: Iterable[str] | None = None,
     shapes: Iterable[tuple[int, ...]] | None = None,
     dtypes: Iterable[str] | None = None,
 ) -> list[Case]:
-    """Every method on every shape that suits it: rows for LN and RMSNorm, else maps."""
+    """Every method on every shape that suits it: rows, or maps."""
     return [
         Case(method, shape, dtype, device)
         for dtype, shape, method in product(
-            dtypes or DTYPES[device], shapes or SHAPES[device], methods
+            dtypes or DTYPES[device], shapes or SHAPES[device], methods or METHODS
         )
         if (len(shape) == 2) == (METHODS[method].axis == -1)
     ]
@@ -185,7 +145,8 @@ def share(row: dict[str, Any], which: str, who: str) -> float:
 
 
 def _torch(case: Case) -> Rival:
-    return _layer(METHODS[case.method].native(_channels(case)), case)
+    build = METHODS[case.method].build_native
+    return _layer(build(_channels(case), GROUPS, eps=EPS), case)
 
 
 def _plain(case: Case) -> Rival:
@@ -204,7 +165,8 @@ def _compiled(case: Case) -> Rival:
 
 
 def _ours(case: Case) -> Rival:
-    return _layer(METHODS[case.method].ours(_channels(case)), case)
+    build = METHODS[case.method].build
+    return _layer(build(_channels(case), GROUPS, eps=EPS), case)
 
 
 def _liger(case: Case) -> Rival:
@@ -285,11 +247,10 @@ def _exact(case: Case, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
     method = METHODS[case.method]
     parameters = [p.detach().double() for p in _ours(case).parameters]
     x, dy = x.double(), dy.double()
-    function = getattr(functional, f"{method.function.func.__name__}_vjp")
-    names = dict(zip(("gamma", "beta"), parameters, strict=False))
-    gradients = function(dy, x, **names, **method.function.keywords)
-    y = method.function(x, **names)
-    return y, *(value for value in gradients if value is not None)
+    named: dict[str, Any] = {"eps": EPS, **method.options(GROUPS)}
+    named |= zip(("gamma", "beta"), parameters, strict=False)
+    gradients = method.vjp(dy, x, **named)
+    return method.function(x, **named), *(g for g in gradients if g is not None)
 
 
 def _error(rival: Rival, x: Tensor, dy: Tensor, exact: tuple[Tensor, ...]) -> float:

@@ -155,5 +155,5 @@ def method_of(kind: str) -> Method | None:
 
     None for "none", and for kinds that name no method.
     """
-    words = re.split(r"[ ,+-]+", kind)
+    words = re.split(r"[\s,+-]+", kind)
     return next((METHODS[word] for word in words if word in METHODS), None)

@@ -1,14 +1,13 @@
 """Figures of the book: each function takes an Axes, draws on it and returns it.
 
-Every method has one colour (Okabe and Ito's colour-blind safe set), the same in every
-figure and on every page. `import normbook.plots` changes nothing; `use_style()` sets
-the look, and `show(figure)` puts a figure on the page as an SVG that is the same file
-each time the cell runs.
+Every method has one colour (Okabe and Ito's colour-blind safe set), that of its entry
+in `normbook.methods`, the same in every figure and on every page. `import
+normbook.plots` changes nothing; `use_style()` sets the look, and `show(figure)` puts a
+figure on the page as an SVG that is the same file each time the cell runs.
 """
 
 import inspect
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,44 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from normbook import functional
+from normbook.methods import METHODS, method_of
 
-COLORS = {
-    "BN": "#0072B2",
-    "LN": "#D55E00",
-    "IN": "#009E73",
-    "GN": "#CC79A7",
-    "RMSNorm": "#E69F00",
-    "none": "#6B6B6B",
-}
-NAMES = {
-    "BN": "batch norm",
-    "LN": "layer norm",
-    "IN": "instance norm",
-    "GN": "group norm",
-    "RMSNorm": "RMSNorm",
-    "none": "no normalization",
-}
 INK = "#262626"
+GREY = "#6B6B6B"  # what has no method
+EDGE = "#9A9A9A"  # of a cell outside the set
 ACCENT = "#6A3D9A"  # what a figure is about, when it is about no method
 STYLE = Path(__file__).with_name("book.mplstyle")
+PLAIN_KINDS = ("none", "DyT")  # in grey: they normalize nothing
+
+
+def color(kind: str) -> str:
+    """The colour of a method by its key, and of a kind that has it as a word.
+
+    "BN", "noisy BN" and "BN + WS 2" are batch norm's. Raises ValueError for a kind that
+    names neither a method nor one of `PLAIN_KINDS`.
+    """
+    method = method_of(kind)
+    if method is not None:
+        return method.color
+    if kind in PLAIN_KINDS:
+        return GREY
+    known = ", ".join([*METHODS, *PLAIN_KINDS])
+    raise ValueError(
+        f"no method has a word of {kind!r} as its key, so it has no colour; use one of "
+        f"{known}, or a kind with one of them as a word of its own."
+    )
+
+
+def name(key: str) -> str:
+    """What a method is called in text: "batch norm" for "BN"."""
+    return "no normalization" if key == "none" else METHODS[key].name
 
 
 def use_style() -> None:
     """Give every figure drawn from here on the look of the book."""
     plt.style.use(STYLE)
+    colors = [method.color for method in METHODS.values()]
+    plt.rcParams["axes.prop_cycle"] = plt.cycler("color", [*colors, GREY])
 
 
 def svg(figure: Figure) -> str:
@@ -75,18 +87,11 @@ def shares_statistics(sets: Any, shape: tuple[int, ...], cell: tuple[int, ...]) 
         A boolean array of the given shape.
     """
     number = np.arange(np.prod(shape)).reshape(sets.view)
-    first = number.min(axis=sets.axes, keepdims=True)  # one name for each set
-    name = np.broadcast_to(first, sets.view).reshape(shape)
-    return name == name[cell]
+    first = number.min(axis=sets.axes, keepdims=True)  # one label for each set
+    label = np.broadcast_to(first, sets.view).reshape(shape)
+    return label == label[cell]
 
 
-SETS: dict[str, Callable[[tuple[int, ...], int], Any]] = {
-    "BN": lambda shape, groups: functional.batch_sets(shape),
-    "LN": lambda shape, groups: functional.layer_sets(shape, (1, 2)),
-    "IN": lambda shape, groups: functional.instance_sets(shape),
-    "GN": lambda shape, groups: functional.group_sets(shape, groups),
-    "RMSNorm": lambda shape, groups: functional.layer_sets(shape, (1,)),
-}
 # Where one step along N, C and H·W leads on the paper, seen from above the corner.
 _STEP = np.array([[-0.80, 0.42], [0.90, 0.34], [0.0, -0.94]])
 _WHITE = (0.0, 0.22, 0.42)  # mixed into the faces square to N, C and H·W
@@ -129,7 +134,7 @@ def sets(
     takes the mean over C at each position, as layer norm does in a transformer.
 
     Args:
-        method: a key of `COLORS` other than "none".
+        method: a key of `METHODS`.
         shape: N, C and H·W.
         groups: number of groups of channels, for GN.
         axes: the axes of the block that layer norm reduces over, if others than these.
@@ -139,18 +144,20 @@ def sets(
 
     Source: after figure 2 of Wu and He 2018, drawn anew.
     """
-    if method not in SETS:
-        raise ValueError(f"method must be one of {', '.join(SETS)}; got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     reduced = (
-        functional.layer_sets(shape, axes) if axes else SETS[method](shape, groups)
+        functional.layer_sets(shape, axes)
+        if axes
+        else METHODS[method].sets_in_picture(shape, groups)
     )
     member = shares_statistics(reduced, shape, cell)
-    ink = np.array(to_rgb(COLORS[method]))
+    ink = np.array(to_rgb(METHODS[method].color))
     for white, (cells, corners) in zip(_WHITE, faces(shape), strict=True):
         inside = member[tuple(cells.T)]
         for chosen, face, edge, width, order in (
-            (~inside, "none", "#9A9A9A", 0.6, 1),
-            (inside, ink + white * (1 - ink), "#262626", 0.8, 2),
+            (~inside, "none", EDGE, 0.6, 1),
+            (inside, ink + white * (1 - ink), INK, 0.8, 2),
         ):
             ax.add_collection(
                 PolyCollection(
@@ -164,7 +171,7 @@ def sets(
             )
     middle = np.array(cell) + 0.5
     middle[cell.index(0)] = 0
-    ax.plot(*(middle @ _STEP), "o", color="#262626", markersize=3.2, zorder=3)
+    ax.plot(*(middle @ _STEP), "o", color=INK, markersize=3.2, zorder=3)
     if labels:
         _edge_labels(ax, shape, positions)
     ax.set_aspect("equal")

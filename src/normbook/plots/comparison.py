@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from normbook import functional
-from normbook.plots import ACCENT, COLORS, INK, NAMES
-from normbook.plots.curves import color
+from normbook.methods import METHODS
+from normbook.plots import ACCENT, EDGE, GREY, INK, color, name
 
 Named = Mapping[str, int]
 Row = tuple[str, str, Named, functional.Sets]
@@ -52,7 +52,7 @@ def layouts(axes: Named, groups: int) -> list[Row]:
         ("GN", f"G = {groups}", axes, functional.group_sets(first_shape, groups)),
         ("RMSNorm", "", last, channels),
     ]
-    return sorted(rows, key=lambda row: list(COLORS).index(row[0]))
+    return sorted(rows, key=lambda row: list(METHODS).index(row[0]))
 
 
 def axes_table(axes: Named, groups: int) -> str:
@@ -61,7 +61,7 @@ def axes_table(axes: Named, groups: int) -> str:
     def cells(row: Row) -> Iterable[str]:
         method, use, named, sets = row
         over, _, param = axis_names(named, sets)
-        yield NAMES[method] + (f", {use}" if use else "")
+        yield name(method) + (f", {use}" if use else "")
         yield f"({', '.join(named)})"
         yield f"**{', '.join(over)}**"
         yield f"{sets.size:,}"
@@ -91,7 +91,7 @@ def touched(ax: Axes, moved: Any, cell: tuple[int, ...], title: str) -> Axes:
     for index in np.ndindex(n, c, h, w):
         corner = _corner(index, (h, w), gap)
         face = ACCENT if moved[index] else "none"
-        ax.add_patch(Rectangle(corner, 1, 1, fc=face, ec="#9A9A9A", lw=0.6, alpha=0.85))
+        ax.add_patch(Rectangle(corner, 1, 1, fc=face, ec=EDGE, lw=0.6, alpha=0.85))
     left, top = _corner(cell, (h, w), gap)
     ax.plot(left + 0.5, top + 0.5, "o", color=INK, ms=3.5)
     width, height = c * (w + gap) - gap, n * (h + gap) - gap
@@ -114,16 +114,16 @@ def seen(ax: Axes, changes: Sequence[str], moved: Mapping[str, Sequence[bool]]) 
     moved: for each layer, named by its method and maybe a second line, whether its
     output moved under each change.
     """
-    for column, (name, saw) in enumerate(moved.items()):
-        ink = color(name)
+    for column, (kind, saw) in enumerate(moved.items()):
+        ink = color(kind)
         for row, did in enumerate(saw):
             ax.add_patch(
                 Rectangle(
                     (column + 0.06, row + 0.08), 0.88, 0.84, lw=0.8,
-                    fc="none" if did else ink, ec="#9A9A9A" if did else ink,
+                    fc="none" if did else ink, ec=EDGE if did else ink,
                 )
             )  # fmt: skip
-        ax.text(column + 0.5, -0.15, name, ha="center", va="bottom", fontsize=9)
+        ax.text(column + 0.5, -0.15, kind, ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(0, len(moved)), ylim=(len(changes), 0), xticks=[])
     ax.set_yticks(np.arange(len(changes)) + 0.5, changes)
     ax.tick_params(length=0)
@@ -198,7 +198,7 @@ def guide(
                 5.6, (y + middle) / 2 + aside, f"{letter}  {answer}", ha="center",
                 va="center", fontsize=10,
             )  # fmt: skip
-            _box(ax, (6.9, y), 2.9, 0.66, NAMES[method], COLORS[method])
+            _box(ax, (6.9, y), 2.9, 0.66, name(method), color(method))
         for letter, answer, method in ways:
             if not method:
                 end = middles[place + 1] + 0.6
@@ -236,5 +236,5 @@ def _box(
 
 
 def _arrow(ax: Axes, tail: tuple[float, float], head: tuple[float, float]) -> None:
-    style = {"arrowstyle": "-|>", "color": "#6B6B6B", "shrinkA": 0, "shrinkB": 1}
+    style = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 0, "shrinkB": 1}
     ax.annotate("", head, tail, arrowprops=style)

@@ -6,14 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from normbook.plots import COLORS
+from normbook.plots import color
 
 DASHES = {"noisy BN": (0, (4, 1.5)), "BN, residual": (0, (1, 1))}
-
-
-def color(kind: str) -> str:
-    """The colour of a method, for variants such as "noisy BN" too."""
-    return next((COLORS[word] for word in COLORS if word in kind), COLORS["none"])
 
 
 def label(ax: Axes, text: str, lift: float = 0, at: int = -1) -> Axes:

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from normbook.plots import ACCENT, COLORS, INK, SETS, shares_statistics
+from normbook.methods import METHODS
+from normbook.plots import ACCENT, EDGE, GREY, INK, color, shares_statistics
 
-GREY = COLORS["none"]
 # Who is measured: the mark, the colour and the name of each.
 RIVALS = {
     "plain": ("x", GREY, "step by step"),
@@ -74,10 +74,10 @@ def roofline(ax: Axes, counts: Any, times: Any, mark: float) -> Axes:
     ax.plot(counts, np.full_like(times, times[0]), color=GREY, lw=1, ls="--")
     ax.plot(counts, each * counts, color=GREY, lw=1, ls="--")
     ax.plot(counts, times, "o-", color=ACCENT)
-    ax.axvline(mark, color=COLORS["LN"], lw=1.2, ls=":")
+    ax.axvline(mark, color=color("LN"), lw=1.2, ls=":")
     ax.annotate(
         "layer norm", (mark, 1), (4, -2), xycoords=("data", "axes fraction"),
-        textcoords="offset points", va="top", color=COLORS["LN"],
+        textcoords="offset points", va="top", color=color("LN"),
     )  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -127,12 +127,13 @@ def strip(ax: Axes, method: str, shape: tuple[int, int, int], groups: int = 2) -
 
     The cells that share the first one's statistics have the colour of the method.
     """
-    member = shares_statistics(SETS[method](shape, groups), shape, (0, 0, 0)).ravel()
+    sets = METHODS[method].sets_in_picture(shape, groups)
+    member = shares_statistics(sets, shape, (0, 0, 0)).ravel()
     for place, inside in enumerate(member):
         ax.add_patch(
             Rectangle(
-                (place, 0), 1, 1, ec="#9A9A9A", lw=0.4,
-                fc=COLORS[method] if inside else "none",
+                (place, 0), 1, 1, ec=EDGE, lw=0.4,
+                fc=color(method) if inside else "none",
             )
         )  # fmt: skip
     ax.set(xlim=(-0.5, len(member) + 0.5), ylim=(-0.05, 1.05), xticks=[], yticks=[])

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.patches import Rectangle
 
-from normbook.plots import COLORS, INK
-from normbook.plots.curves import color
+from normbook.plots import INK, color
 
 
 def strip(ax: Axes, members: Sequence[int], title: str) -> Axes:
@@ -17,7 +16,7 @@ def strip(ax: Axes, members: Sequence[int], title: str) -> Axes:
 
     members: the number of each channel's group.
     """
-    ink, groups = np.array(to_rgb(COLORS["GN"])), max(members) + 1
+    ink, groups = np.array(to_rgb(color("GN"))), max(members) + 1
     for channel, group in enumerate(members):
         white = 0.9 * group / groups
         fill = tuple(ink + white * (1 - ink))
@@ -38,7 +37,7 @@ def influence(ax: Axes, moves: Any, samples: int, kind: str, title: str) -> Axes
     moves = np.asarray(moves, float)
     size = len(moves)
     filled = np.ma.masked_equal(moves != 0, False)
-    tint = ListedColormap([COLORS[kind]])
+    tint = ListedColormap([color(kind)])
     ax.pcolormesh(filled, cmap=tint, edgecolor="white", lw=1)
     for place in range(0, size + 1, size // samples):
         ax.plot([place, place], [0, size], color="0.5", lw=0.8)
@@ -108,8 +107,8 @@ def values(ax: Axes, nets: Mapping[str, Any]) -> Axes:
     for shift, (name, net) in zip(shifts, nets.items(), strict=True):
         for layer, counts in enumerate(net["effective"]):
             spread = layer + shift + np.linspace(-0.08, 0.08, len(counts))
-            fill = "none" if shift == shifts[0] else COLORS["BN"]
-            ax.plot(spread, counts, "o", color=COLORS["BN"], mfc=fill, ms=4)
+            fill = "none" if shift == shifts[0] else color("BN")
+            ax.plot(spread, counts, "o", color=color("BN"), mfc=fill, ms=4)
         ax.lines[-1].set_label(f"net {name}")
     for layer, positions in enumerate(deepest):
         ax.plot([layer - 0.4, layer + 0.4], [positions] * 2, ":", color="0.4")

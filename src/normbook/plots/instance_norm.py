@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from normbook.plots import ACCENT, COLORS
+from normbook.plots import ACCENT, EDGE, GREY, color
 
 
 def gallery(
@@ -59,9 +59,9 @@ def directions(ax: Axes, shape: tuple[int, int], row: int, column: int) -> Axes:
     grid = np.linspace(0.06, 0.94, 5)
     for n, c in np.ndindex(images, channels):
         inside = (n, c) == (row, column)
-        face = COLORS["IN"] if inside else "none"
+        face = color("IN") if inside else "none"
         ax.add_patch(
-            Rectangle((c + 0.06, n + 0.06), 0.88, 0.88, fc=face, ec="#6B6B6B", lw=0.8)
+            Rectangle((c + 0.06, n + 0.06), 0.88, 0.88, fc=face, ec=GREY, lw=0.8)
         )
         ink = "white" if inside else "#B5B5B5"
         for at in grid[1:-1]:
@@ -71,7 +71,7 @@ def directions(ax: Axes, shape: tuple[int, int], row: int, column: int) -> Axes:
         Rectangle((column, 0), 1, images, fc="none", ec=ACCENT, lw=2, zorder=3)
     )
     for text, at, shift, ink in (
-        ("S: one map,\nm = H·W", (channels, row + 0.5), (8, 0), COLORS["IN"]),
+        ("S: one map,\nm = H·W", (channels, row + 0.5), (8, 0), color("IN")),
         ("dγ, dβ of one channel", (column + 0.5, 0), (0, 7), ACCENT),
     ):
         ax.annotate(
@@ -109,10 +109,8 @@ def moves(ax: Axes, table: Any, kind: str, title: str) -> Axes:
     table = np.asarray(table, bool)
     size = len(table)
     for row, column in np.argwhere(table):
-        ax.add_patch(
-            Rectangle((column, row), 1, 1, fc=COLORS[kind], ec="white", lw=0.6)
-        )
-    ax.add_patch(Rectangle((0, 0), size, size, fc="none", ec="#9A9A9A", lw=0.8))
+        ax.add_patch(Rectangle((column, row), 1, 1, fc=color(kind), ec="white", lw=0.6))
+    ax.add_patch(Rectangle((0, 0), size, size, fc="none", ec=EDGE, lw=0.8))
     ax.set(xlim=(-0.1, size + 0.1), ylim=(size + 0.1, -0.1), aspect="equal")
     ax.set(xticks=[], yticks=[], xlabel="input", ylabel="output", title=title)
     for spine in ax.spines.values():

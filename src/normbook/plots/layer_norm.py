@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from normbook.plots import ACCENT, COLORS, INK
-from normbook.plots.curves import color
+from normbook.plots import ACCENT, EDGE, INK, color
 
 # Two directions that span the plane of triples that sum to zero.
 PLANE = np.array([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / np.sqrt([[2.0], [6.0]])
@@ -18,11 +17,9 @@ def directions(ax: Axes, shape: tuple[int, int], row: int, column: int) -> Axes:
     tokens, channels = shape
     for t in range(tokens):
         for c in range(channels):
-            ax.add_patch(
-                Rectangle((c, t), 1, 1, fc="none", ec="#9A9A9A", lw=0.7, zorder=1)
-            )
+            ax.add_patch(Rectangle((c, t), 1, 1, fc="none", ec=EDGE, lw=0.7, zorder=1))
     for corner, width, height, ink in (
-        ((0, row), channels, 1, COLORS["LN"]),
+        ((0, row), channels, 1, color("LN")),
         ((column, 0), 1, tokens, ACCENT),
     ):
         ax.add_patch(Rectangle(corner, width, height, fc=ink, ec=ink, alpha=0.35, lw=0))
@@ -31,7 +28,7 @@ def directions(ax: Axes, shape: tuple[int, int], row: int, column: int) -> Axes:
         )
     ax.annotate(
         "S: one token,\nm = C", (channels, row + 0.5), (8, 0), va="center",
-        textcoords="offset points", color=COLORS["LN"], annotation_clip=False,
+        textcoords="offset points", color=color("LN"), annotation_clip=False,
     )  # fmt: skip
     ax.annotate(
         "dγ, dβ of one channel:\nall tokens", (column + 0.5, 0), (0, 6), ha="center",

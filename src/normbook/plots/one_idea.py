@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from normbook import core
-from normbook.plots import ACCENT, COLORS, INK
+from normbook.plots import ACCENT, GREY, INK
 
 # Three numbers seen along (1, 1, 1): the plane of the triples of sum 0, third axis up.
 _ACROSS = np.array([-1, 1, 0]) / 2**0.5
@@ -51,8 +51,8 @@ def plane_and_circle(ax: Axes, x: tuple[float, float, float] = (1, 2, 6)) -> Axe
     ax.fill(*sheet.T, color=ACCENT, alpha=0.1)
     ax.plot(*_oblique(_ring()).T, color=ACCENT)
     axis = _oblique(np.array([0 * _NORMAL, 3**0.5 * np.mean(x) * _NORMAL]))
-    ax.plot(*axis.T, ":", color=COLORS["none"], lw=1.2)
-    ax.plot(*axis[1], "o", color=COLORS["none"])
+    ax.plot(*axis.T, ":", color=GREY, lw=1.2)
+    ax.plot(*axis[1], "o", color=GREY)
     start, middle, end = (_oblique(point) for point in (x, centered, x_hat))
     _arrow(ax, start, middle, INK)
     _arrow(ax, middle, end, INK)
@@ -95,7 +95,7 @@ _THIRD = np.array([-8.0, 0.0, 1.5, 2.0, 3.0, 6.0])
 def circle_of_triples(ax: Axes) -> Axes:
     """Draw the circle face on, with 1, 2, t at several t; its height is t's own x̂."""
     ring, dots = _in_plane(_ring()), _in_plane(_triples(_THIRD))
-    ax.plot(ring[:, 0], ring[:, 1] * (2 / 3) ** 0.5, color=COLORS["none"], lw=0.9)
+    ax.plot(ring[:, 0], ring[:, 1] * (2 / 3) ** 0.5, color=GREY, lw=0.9)
     fine = _in_plane(_triples(np.linspace(-400, 400, 4001)))
     ax.plot(fine[:, 0], fine[:, 1] * (2 / 3) ** 0.5, color=ACCENT)
     for t, (across, up) in zip(_THIRD, dots, strict=True):
@@ -117,7 +117,7 @@ def s_curve(ax: Axes) -> Axes:
     ax.plot(t, _triples(t)[:, 2], color=ACCENT)
     ax.plot(_THIRD, _triples(_THIRD)[:, 2], "o", color=INK, zorder=3)
     for level, text in ((2**0.5, r"$\sqrt{2}$"), (-(2**0.5), r"$-\sqrt{2}$")):
-        ax.axhline(level, color=COLORS["none"], lw=0.9, ls="--")
+        ax.axhline(level, color=GREY, lw=0.9, ls="--")
         ax.annotate(
             text, (1, level), (4, 0), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="center",
@@ -133,10 +133,10 @@ def tangent(ax: Axes, x: Any, dy: Any) -> Axes:
     left = core.standardize_vjp(np.asarray(dy, float), x_hat, rstd, (0,)) / rstd
     ax.plot(*_in_plane(_ring()).T, color=ACCENT)
     at, whole, kept = (_in_plane(v) for v in (x_hat, x_hat + flat, x_hat + left))
-    ax.plot(*np.stack([np.zeros(2), at]).T, ":", color=COLORS["none"], lw=1.2)
-    _arrow(ax, at, whole, COLORS["none"])
+    ax.plot(*np.stack([np.zeros(2), at]).T, ":", color=GREY, lw=1.2)
+    _arrow(ax, at, whole, GREY)
     _arrow(ax, at, kept, INK, lw=2.6)
-    ax.plot(*np.stack([whole, kept]).T, "--", color=COLORS["none"], lw=1.2)
+    ax.plot(*np.stack([whole, kept]).T, "--", color=GREY, lw=1.2)
     ax.plot(*at, "o", color=INK, zorder=5)
     for text, place, shift, side in (
         (r"$\hat{x}$", at, (0, 11), "center"),
@@ -173,7 +173,7 @@ def eigenvalues(ax: Axes, spectra: dict[str, Any]) -> Axes:
 
 def output_deviation(ax: Axes, std: Any, outputs: dict[str, Any]) -> Axes:
     """Draw the output's standard deviation over the input's, one curve a divisor."""
-    styles = ((ACCENT, "-"), (INK, "-"), (COLORS["none"], "--"))
+    styles = ((ACCENT, "-"), (INK, "-"), (GREY, "--"))
     places = ((0.3, -7, "right"), (0.8, 7, "left"), (0.55, 9, "left"))
     for (label, values), (color, line), (height, shift, side) in zip(
         outputs.items(), styles, places, strict=True
@@ -191,14 +191,14 @@ def output_deviation(ax: Axes, std: Any, outputs: dict[str, Any]) -> Axes:
 
 def variance_errors(ax: Axes, offset: Any, errors: dict[str, Any]) -> Axes:
     """Draw the relative error of a float32 variance over mean/σ, a curve a method."""
-    styles = ((INK, "s-"), (COLORS["none"], "^-"), (ACCENT, "o-"))
+    styles = ((INK, "s-"), (GREY, "^-"), (ACCENT, "o-"))
     for (label, values), (color, line) in zip(errors.items(), styles, strict=True):
         ax.loglog(offset, values, line, color=color)
         ax.annotate(
             label, (offset[-1], values[-1]), (8, 0), textcoords="offset points",
             color=color, va="center",
         )  # fmt: skip
-    ax.axhline(1, color=COLORS["none"], lw=0.9, ls="--")
+    ax.axhline(1, color=GREY, lw=0.9, ls="--")
     ax.annotate("nothing right", (offset[0], 1), (0, 5), textcoords="offset points")
     ax.set(xlabel="mean divided by σ", ylabel="relative error of the variance")
     return ax
