@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from normbook import fast, functional
 from normbook import nn as nb
-from normbook.experiments import agreement, timing, write_record
+from normbook.measure import agreement, timing
+from normbook.training.records import write_record
 
 EPS = 1e-5
 GROUPS = 32
