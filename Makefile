@@ -125,7 +125,7 @@ gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
 	    $(PYTHON) -m pytest -o addopts= -o filterwarnings= -m gpu $(GPU_TESTS) \
 	        || status=1; \
 	else skip "the tests marked gpu, because pytest is missing"; fi; \
-	$(PYTHON) -m normbook.experiments.agreement --record || status=1; \
+	$(PYTHON) -m normbook.measure.agreement --record || status=1; \
 	$(PYTHON) -m normbook.bench --device cuda --record || status=1; exit $$status
 
 clean:  ## Remove what make made

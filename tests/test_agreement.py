@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normbook import core, functional
-from normbook.experiments import agreement
+from normbook.measure import agreement, traffic
 
 
 def test_every_place_and_dtype_agrees():
@@ -46,11 +46,11 @@ def test_traffic_of_ours_is_more_than_a_kernel_needs():
 
 def test_traffic_counts_what_is_read_and_written():
     x = torch.ones(100)
-    assert agreement.moved(lambda: x + 1) == 800
-    assert agreement.moved(lambda: x.view(10, 10)) == 0
-    assert agreement.moved(lambda: x[:10].expand(10, 10) + x.view(10, 10)) == 840
-    assert agreement.moved(lambda: x[:0].expand(10, 0) + 1) == 0
-    assert agreement.moved(lambda: torch.add(x, x, out=torch.empty(100))) >= 1200
+    assert traffic.moved(lambda: x + 1) == 800
+    assert traffic.moved(lambda: x.view(10, 10)) == 0
+    assert traffic.moved(lambda: x[:10].expand(10, 10) + x.view(10, 10)) == 840
+    assert traffic.moved(lambda: x[:0].expand(10, 0) + 1) == 0
+    assert traffic.moved(lambda: torch.add(x, x, out=torch.empty(100))) >= 1200
 
 
 def test_speed_has_a_row_for_each_pass_and_size():
@@ -60,7 +60,7 @@ def test_speed_has_a_row_for_each_pass_and_size():
 
 
 def test_the_record(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("normbook.experiments.RECORDS", tmp_path)
+    monkeypatch.setattr("normbook.training.records.RECORDS", tmp_path)
     monkeypatch.setattr(agreement, "speed", lambda device: [{"ours": 1.0}])
     agreement.main(["--record"])
     (kept,) = tmp_path.glob("agreement-*.json")
@@ -70,7 +70,7 @@ def test_the_record(monkeypatch, tmp_path, capsys):
 
 
 def test_a_disagreement_ends_with_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("normbook.experiments.RECORDS", tmp_path)
+    monkeypatch.setattr("normbook.training.records.RECORDS", tmp_path)
     monkeypatch.setattr(agreement, "speed", lambda device: [{"ours": 1.0}])
     monkeypatch.setattr(agreement, "agrees", lambda rows: False)
     with pytest.raises(SystemExit, match="rounding"):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from normbook import bench, fast
-from normbook.experiments import timing
+from normbook.measure import timing
 
 ROWS, MAPS = (8, 64), (2, 64, 3, 3)
 HERE = ("torch", "plain", "ours")
@@ -188,7 +188,7 @@ def test_the_tables_have_a_line_for_each_row_and_a_dash_for_who_is_missing():
 
 
 def test_the_record(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("normbook.experiments.RECORDS", tmp_path)
+    monkeypatch.setattr("normbook.training.records.RECORDS", tmp_path)
     before = torch.get_num_threads()
     asked = "--methods LN --shapes 8x64 --rivals torch ours --threads 1 2 --record"
     bench.main([*asked.split(), "--quick"])

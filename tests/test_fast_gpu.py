@@ -209,7 +209,7 @@ def test_make_gpu_needs_little_and_leaves_out_no_test(tmp_path):
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert "skipped" not in done.stdout
     modules = re.findall("^imported (.*)$", done.stdout, re.MULTILINE)
-    assert modules == ["normbook.experiments.agreement", "normbook.bench"]
+    assert modules == ["normbook.measure.agreement", "normbook.bench"]
     found = set(re.findall("^tests/(test_.*)::", done.stdout, re.MULTILINE))
     on_a_gpu = re.compile(r"mark\.gpu|^def test_.*\blibrary\b", re.MULTILINE)
     texts = {path.name: path.read_text() for path in HERE.glob("test_*.py")}

@@ -12,8 +12,8 @@ from conftest import TOLERANCE, error
 
 from normbook import functional as F
 from normbook import nn as nb
-from normbook.experiments import agreement
 from normbook.functional import InputError
+from normbook.measure import agreement
 
 pytestmark = [
     pytest.mark.gpu,

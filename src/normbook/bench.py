@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from normbook import fast
-from normbook.experiments import agreement, timing, write_record
+from normbook.measure import agreement, timing
 from normbook.methods import METHODS
+from normbook.training.records import write_record
 
 EPS = 1e-5
 GROUPS = 32

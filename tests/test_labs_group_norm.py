@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from test_experiments import numbers, shape
+from test_labs_batch_norm import numbers, shape
 from torch import nn
 
-from normbook import data, experiments, functional
+from normbook import data, functional
 from normbook import nn as nb
-from normbook.experiments import group_norm, small_sets, stacked, variants
+from normbook.labs import group_norm
+from normbook.training import records, stacked
 
 # ------------------------------------------------------------------ variants
 
@@ -19,7 +20,7 @@ def test_batch_renorm_without_bounds_is_evaluation_mode(rest):
     torch.manual_seed(0)
     x = torch.randn(4, 5, *rest, dtype=torch.float64) * 3 + 1
     mean, var = torch.randn(5).double(), torch.rand(5).double() + 0.5
-    y = variants.batch_renorm(x, mean, var, r_max=math.inf, d_max=math.inf)
+    y = group_norm.batch_renorm(x, mean, var, r_max=math.inf, d_max=math.inf)
     assert torch.allclose(y, functional.batch_norm_eval(x, mean, var), atol=1e-12)
 
 
@@ -27,7 +28,7 @@ def test_batch_renorm_with_closed_bounds_is_batch_norm():
     torch.manual_seed(0)
     x = torch.randn(4, 5, 3, dtype=torch.float64)
     mean, var = torch.ones(5).double(), torch.full((5,), 4.0).double()
-    y = variants.batch_renorm(x, mean, var, r_max=1, d_max=0)
+    y = group_norm.batch_renorm(x, mean, var, r_max=1, d_max=0)
     assert torch.allclose(y, functional.batch_norm(x), atol=1e-12)
 
 
@@ -35,9 +36,9 @@ def test_batch_renorm_holds_r_and_d_within_their_bounds():
     torch.manual_seed(0)
     x = 100 * torch.randn(8, 5, dtype=torch.float64) + 1000
     mean, var = torch.zeros(5).double(), torch.ones(5).double()
-    y = variants.batch_renorm(x, mean, var, r_max=2, d_max=5)
+    y = group_norm.batch_renorm(x, mean, var, r_max=2, d_max=5)
     assert torch.allclose(y, 2 * functional.batch_norm(x) + 5, atol=1e-6)
-    tiny = variants.batch_renorm((x - 1000) / 1e4, mean, var, r_max=2, d_max=0)
+    tiny = group_norm.batch_renorm((x - 1000) / 1e4, mean, var, r_max=2, d_max=0)
     plain = functional.batch_norm((x - 1000) / 1e4)
     assert torch.allclose(tiny, plain / 2, atol=1e-12)
 
@@ -47,7 +48,7 @@ def test_the_gradient_of_batch_renorm_is_r_times_batch_norms():
     x = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
     dy = torch.randn_like(x)
     mean, var = torch.zeros(4).double(), torch.full((4,), 2.0).double()
-    y = variants.batch_renorm(x, mean, var, r_max=math.inf, d_max=math.inf)
+    y = group_norm.batch_renorm(x, mean, var, r_max=math.inf, d_max=math.inf)
     batch = x.detach().var((0, 2), correction=0, keepdim=True)
     r = ((batch + 1e-5) / (2 + 1e-5)).sqrt()
     expected = functional.batch_norm_vjp(r * dy, x.detach()).x
@@ -56,7 +57,7 @@ def test_the_gradient_of_batch_renorm_is_r_times_batch_norms():
 
 def test_workers_with_batch_renorm_begin_as_batch_norm_and_move_away():
     torch.manual_seed(0)
-    plain, renorm = stacked.WorkerBatchNorm(6, 3), variants.WorkerBatchRenorm(6, 3)
+    plain, renorm = stacked.WorkerBatchNorm(6, 3), group_norm.WorkerBatchRenorm(6, 3)
     for _ in range(2):
         x = torch.randn(12, 6, 2, 2) + 1
         assert torch.allclose(plain(x), renorm(x), atol=1e-5)
@@ -73,9 +74,9 @@ def test_workers_with_batch_renorm_begin_as_batch_norm_and_move_away():
 
 
 def test_batch_renorm_opens_its_bounds_in_the_second_quarter():
-    net, watch = variants.build("A", "batch renorm", [0], 8, 4, 8)
+    net, watch = group_norm.build("A", "batch renorm", [0], 8, 4, 8)
     x = torch.randn(16, 1, 14, 14)
-    layer = next(part for part in net if isinstance(part, variants.WorkerBatchRenorm))
+    layer = next(part for part in net if isinstance(part, group_norm.WorkerBatchRenorm))
     seen = []
     for step in range(8):
         with torch.no_grad():
@@ -91,14 +92,16 @@ def test_batch_renorm_opens_its_bounds_in_the_second_quarter():
 def test_standardized_weights_have_mean_0_and_forget_their_scale():
     torch.manual_seed(0)
     weight = torch.randn(6, 4, 3, 3, dtype=torch.float64) + 2
-    w_hat = variants.standardized_weights(weight, eps=0.0)
+    w_hat = group_norm.standardized_weights(weight, eps=0.0)
     assert torch.allclose(w_hat.mean((1, 2, 3)), torch.zeros(6).double(), atol=1e-12)
     assert torch.allclose((w_hat**2).sum((1, 2, 3)), torch.ones(6).double())
-    assert torch.allclose(variants.standardized_weights(7 * weight - 3, eps=0.0), w_hat)
+    assert torch.allclose(
+        group_norm.standardized_weights(7 * weight - 3, eps=0.0), w_hat
+    )
 
 
 def test_every_convolution_of_a_stack_is_standardized_and_learns():
-    net, _ = variants.build("A", "GN + WS", [0, 1], None, 4, 1)
+    net, _ = group_norm.build("A", "GN + WS", [0, 1], None, 4, 1)
     maps = [layer for layer in net if isinstance(layer, nn.Conv2d)]
     before = [layer.weight.detach().clone() for layer in maps]
     for weight in before:
@@ -123,7 +126,7 @@ def test_groups_of_a_stack_are_of_one_copy_and_at_most_its_channels(groups, sets
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():
-    net, _ = variants.build("A", "BN", [0], 32, 4, 1)
+    net, _ = group_norm.build("A", "BN", [0], 32, 4, 1)
     batches = stacked.shuffled(data.mnist().train, [0], 32)
     stacked.train(net, batches, steps=3, rates=[0.05])
     layer = stacked.batch_norms(net)[0]
@@ -144,7 +147,7 @@ def finite(record):
 
 
 def test_two_values_come_out_as_plus_and_minus_one():
-    two = small_sets.what_passes(2, 1)
+    two = group_norm.what_passes(2, 1)
     assert two["size"] > 0.99
     assert two["gradient"] < 0.002
     assert two["of_few"] > 0.9
@@ -152,17 +155,17 @@ def test_two_values_come_out_as_plus_and_minus_one():
 
 @pytest.mark.parametrize(("samples", "positions"), [(4, 1), (2, 4), (8, 1), (4, 16)])
 def test_all_but_two_of_the_directions_pass(samples, positions):
-    record = small_sets.what_passes(samples, positions)
+    record = group_norm.what_passes(samples, positions)
     expected = 1 - 2 / (samples * positions)
     assert record["gradient"] == pytest.approx(expected, abs=0.01)
     assert record["values"] == samples * positions
 
 
 def test_positions_that_are_all_alike_count_once():
-    record = small_sets.what_passes(2, 4, alike=1.0)
+    record = group_norm.what_passes(2, 4, alike=1.0)
     assert record["values"] == 2
     assert record["size"] > 0.99
-    assert record["pooled"] < 0.002 < small_sets.what_passes(2, 4)["pooled"]
+    assert record["pooled"] < 0.002 < group_norm.what_passes(2, 4)["pooled"]
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.3, 1.0])
@@ -170,12 +173,12 @@ def test_values_are_those_of_the_variance_of_the_mean(alike):
     torch.manual_seed(0)
     own, shared = torch.randn(4, 20000, 9), torch.randn(4, 20000, 1)
     x = (1 - alike) ** 0.5 * own + alike**0.5 * shared
-    values = small_sets.what_passes(4, 9, alike, channels=10)["values"]
+    values = group_norm.what_passes(4, 9, alike, channels=10)["values"]
     assert 1 / x.mean((0, 2)).var().item() == pytest.approx(values, rel=0.05)
 
 
 def test_gradients_agree_less_the_fewer_values_a_set_has():
-    many, few = (small_sets.first_gradients("B", "BN", each) for each in (32, 2))
+    many, few = (group_norm.first_gradients("B", "BN", each) for each in (32, 2))
     assert shape(many["norm"]) == shape(many["agreement"]) == (5, 3)
     for layer in range(4):  # the linear layer does not mind
         assert min(few["norm"][layer]) > 2 * max(many["norm"][layer])
@@ -184,13 +187,13 @@ def test_gradients_agree_less_the_fewer_values_a_set_has():
 
 def test_agreement_is_one_for_the_same_batch_and_none_for_noise(monkeypatch):
     same = next(stacked.shuffled(data.mnist().train, (0, 1, 2), 32))
-    monkeypatch.setattr(small_sets, "shuffled", lambda *_, **__: iter([same] * 16))
-    agreement = small_sets.first_gradients("A", "GN")["agreement"]
+    monkeypatch.setattr(group_norm, "shuffled", lambda *_, **__: iter([same] * 16))
+    agreement = group_norm.first_gradients("A", "GN")["agreement"]
     assert all(value == pytest.approx(1, abs=1e-4) for value in numbers(agreement))
 
 
 def test_a_batchs_mean_varies_as_the_effective_positions_say():
-    record = small_sets.values_that_count("B", sizes=(2, 8), steps=4)
+    record = group_norm.values_that_count("B", sizes=(2, 8), steps=4)
     assert record["positions"] == [49, 16, 4, 1]
     assert record["effective"][-1] == pytest.approx([1, 1, 1], rel=1e-3)
     assert shape(record["drawn"]) == (4, 2, 3)
@@ -268,7 +271,7 @@ def test_one_value_a_group_is_refused():
 
 
 def test_the_stored_record_holds_every_long_run():
-    record = experiments.read_record("group_norm")
+    record = records.read_record("group_norm")
     assert list(record["results"]) == list(group_norm.long_runs())
     assert record["threads"] == 1
     assert finite(record["results"])

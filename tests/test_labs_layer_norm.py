@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from normbook import data, experiments
-from normbook.experiments import layer_norm, sequences, time_steps
+from normbook import data
+from normbook.labs import layer_norm
+from normbook.training import records, sequences
 
 SEEDS = (3, 1, 4)
 RECURRENT = [
@@ -249,7 +250,7 @@ def test_learning_curves_start_before_the_first_step():
 
 
 def test_names_run_dry_and_padding_biases_their_mean():
-    run = time_steps.names_alive(draws=40)
+    run = layer_norm.names_alive(draws=40)
     alive, few = torch.tensor(run["alive"]), torch.tensor(run["too_few"])
     assert shape(run["alive"]) == (11, 3)
     assert (alive[0] == 64).all()
@@ -263,7 +264,7 @@ def test_names_run_dry_and_padding_biases_their_mean():
 
 
 def test_padding_moves_batch_norm_only():
-    run = time_steps.padding_moves(lengths=(11, 40))
+    run = layer_norm.padding_moves(lengths=(11, 40))
     assert run["LN"] == [[0.0] * 3] * 2
     assert run["BN"][0] == [0.0] * 3
     assert min(run["BN"][1]) > 2
@@ -272,14 +273,14 @@ def test_padding_moves_batch_norm_only():
 
 @pytest.mark.parametrize("kind", ["none", "LN", "BN", "shared BN"])
 def test_only_batch_norm_remembers(kind):
-    run = time_steps.time_statistics(kind, seeds=(0, 1), steps=3)
+    run = layer_norm.time_statistics(kind, seeds=(0, 1), steps=3)
     assert len(run["evaluation"]) == 2
     assert (run["evaluation"] == run["batch"]) == (kind in ("none", "LN"))
 
 
 @pytest.mark.parametrize("kind", ["LN", "BN", "shared BN"])
 def test_only_statistics_of_steps_can_end_before_the_name(kind):
-    run = time_steps.longer_than_trained(kind, seeds=(0, 1), steps=3)
+    run = layer_norm.longer_than_trained(kind, seeds=(0, 1), steps=3)
     assert len(run["within"]) == 2
     assert (run["beyond"] == run["beyond_last"]) == (kind != "BN")
 
@@ -320,21 +321,21 @@ def test_small_batches_are_refused_or_learned():
 
 
 def test_the_record_holds_every_long_run():
-    record = experiments.read_record("layer_norm")
-    assert record["command"] == "python -m normbook.experiments.layer_norm"
+    record = records.read_record("layer_norm")
+    assert record["command"] == "python -m normbook.labs.layer_norm"
     assert record["threads"] == 1
     assert set(record["results"]) == set(layer_norm.long_runs())
     assert set(record["seconds"]) == set(record["results"])
 
 
 def test_the_record_can_be_repeated():
-    kept = experiments.read_record("layer_norm")["results"]["padding_moves"]
-    again = time_steps.padding_moves(seeds=range(5))
+    kept = records.read_record("layer_norm")["results"]["padding_moves"]
+    again = layer_norm.padding_moves(seeds=range(5))
     assert kept["BN"][2] == pytest.approx(again["BN"][2], rel=1e-3)
 
 
 def test_the_records_trained_losses_lie_below_guessing():
-    results = experiments.read_record("layer_norm")["results"]
+    results = records.read_record("layer_norm")["results"]
     for name in ("warm_up", "norms_in_a_transformer"):
         for run in results[name].values():
             losses = run["test"]

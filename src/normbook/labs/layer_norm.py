@@ -2,10 +2,9 @@
 
 Every function returns a plain record: lists with one number a seed, and the settings
 that they belong to. Nets read names letter by letter; their losses are in bits a
-letter. Rates are chosen on the validation names, results are of the test names. What
-statistics of a time step come to is in `time_steps`, the nets are in `sequences`.
-`python -m normbook.experiments.layer_norm` makes the long runs of all and keeps them in
-`records/layer_norm.json`.
+letter. Rates are chosen on the validation names, results are of the test names. The
+nets are in `normbook.training.sequences`. `python -m normbook.labs.layer_norm` makes
+the long runs and keeps them in `records/layer_norm.json`.
 """
 
 import math
@@ -13,11 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from normbook import data
-from normbook.experiments import run_and_record, stacked, time_steps
-from normbook.experiments.sequences import (
+from normbook import nn as nb
+from normbook.training import stacked
+from normbook.training.records import run_and_record
+from normbook.training.sequences import (
     Recurrent,
+    StepNorm,
     Transformer,
     bits,
     evaluate,
@@ -27,7 +31,7 @@ from normbook.experiments.sequences import (
     stream,
     windows,
 )
-from normbook.experiments.stacked import SEEDS, Record, Seeds
+from normbook.training.stacked import SEEDS, Record, Seeds
 
 BATCH = 64
 RATES = (0.001, 0.003, 0.01)
@@ -246,6 +250,156 @@ def small_batches(
     return {**record, "rate": rates[best], "test": test[best].tolist()}
 
 
+# ------------------------------------------------- statistics of every time step
+
+
+def names_alive(
+    *, batch: int = BATCH, draws: int = 200, seeds: Seeds = SEEDS
+) -> Record:
+    """How many names of a batch still have a letter at each step, and what that costs.
+
+    `alive` is the mean number, steps × seeds, and `too_few` the share of batches, in %,
+    with fewer than two. `masked` and `padded` are the error of a batch mean against the
+    mean of all training names that reach the step, in their standard deviations (root
+    mean square over 64 features and the batches with any): of the living names alone,
+    and with the padding counted. Features are a random vector a letter, drawn by seed.
+    """
+    names = data.names().train
+    live = names > 0
+    result: dict[str, list[list[float]]] = {
+        key: [] for key in ("alive", "too_few", "masked", "padded")
+    }
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(data.LETTERS, 64, generator=generator)[names]
+        mean, std = _over_names(x, live)
+        chosen = torch.rand(draws, len(names), generator=generator).topk(batch).indices
+        alive, masked, padded = [], [], []
+        for rows in chosen:
+            alive.append(live[rows].sum(0))
+            masked.append(((_over_names(x[rows], live[rows])[0] - mean) / std) ** 2)
+            padded.append(((x[rows].mean(0) - mean) / std) ** 2)
+        counts = torch.stack(alive).float()
+        result["alive"].append(counts.mean(0).tolist())
+        result["too_few"].append((100 * (counts < 2).float().mean(0)).tolist())
+        for key, squares in (("masked", masked), ("padded", padded)):
+            rms = torch.stack(squares).nanmean((0, 2)).sqrt()
+            result[key].append(rms.tolist())
+    by_step = {key: torch.tensor(rows).T.tolist() for key, rows in result.items()}
+    return {"batch": batch, "steps": list(range(1, live.shape[1] + 1)), **by_step}
+
+
+def _over_names(x: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the living names: (N, T, C) → (T, C) each."""
+    count = live.sum(0)[:, None]
+    where = live[..., None]
+    mean = (x * where).sum(0) / count
+    return mean, ((x - mean).square() * where).sum(0).div(count).sqrt()
+
+
+@torch.no_grad()
+def padding_moves(
+    *, lengths: Sequence[int] = (11, 20, 40), seeds: Seeds = SEEDS
+) -> Record:
+    """The largest move of an output at a real letter when the same names are padded.
+
+    64 names, a random vector of 64 features a letter; outputs at padding to each of
+    `lengths` against those at the first. `BN` takes its statistics over names and
+    steps, `masked BN` over real letters only, `LN` over the features of a letter. Each
+    is lengths × seeds.
+    """
+    names = data.names().train[:64]
+    live = names > 0
+    kinds = ("BN", "masked BN", "LN")
+    moves: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    bn, ln = nb.BatchNorm(64, track_running_stats=False), nb.LayerNorm(64)
+    for length in lengths:
+        extra = length - names.shape[1]
+        padded, where = F.pad(names, (0, extra)), F.pad(live, (0, extra))[:, None]
+        moved: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            table = torch.randn(data.LETTERS, 64, generator=generator)
+
+            def outputs(names: Tensor, where: Tensor) -> dict[str, Tensor]:
+                x = table[names]  # noqa: B023  # called in the same round
+                return {
+                    "BN": bn(x.mT).mT,
+                    "masked BN": bn(x.mT, where).mT,
+                    "LN": ln(x),
+                }
+
+            before, after = outputs(names, live[:, None]), outputs(padded, where)
+            for kind in kinds:
+                move = after[kind][:, : names.shape[1]] - before[kind]
+                moved[kind].append(move[live].abs().max().item())
+        for kind in kinds:
+            moves[kind].append(moved[kind])
+    return {"lengths": list(lengths), **moves}
+
+
+def time_statistics(
+    kind: str, *, rate: float = 0.003, seeds: Seeds = SEEDS, steps: int = 300
+) -> Record:
+    """LSTMs on first names, tested with what they remember and with the batch's own.
+
+    `kind` is none, LN, BN (running statistics for each step) or shared BN (one set for
+    all). Test losses: `evaluation` with running statistics, `batch` with those of the
+    516 test names.
+    """
+    net = Recurrent(seeds, "LSTM", kind)
+    batches = random_names(data.names().train, seeds, BATCH)
+    fit(net, batches, steps=steps, rates=[rate] * len(seeds), clip=1.0)
+    test = every_copy(data.names().test, len(seeds))
+    evaluation = evaluate(net, test)
+    net.train()
+    return {
+        "kind": kind,
+        "rate": rate,
+        "evaluation": evaluation,
+        "batch": evaluate(net, test),
+    }
+
+
+def longer_than_trained(
+    kind: str,
+    *,
+    seen: int = 6,
+    rate: float = 0.003,
+    seeds: Seeds = SEEDS,
+    steps: int = 300,
+) -> Record:
+    """LSTMs trained on the first `seen` letters of names, tested on whole names.
+
+    `within` and `beyond` are test losses at letters 1 to `seen` and after. For BN
+    `beyond` meets running statistics that no step of training has touched, and
+    `beyond_last` takes those of the last step that was trained.
+    """
+    net = Recurrent(seeds, "LSTM", kind)
+    batches = (
+        (x[..., :seen], y[..., :seen], where[..., :seen])
+        for x, y, where in random_names(data.names().train, seeds, BATCH)
+    )
+    fit(net, batches, steps=steps, rates=[rate] * len(seeds), clip=1.0)
+    x, y, where = every_copy(data.names().test, len(seeds))
+    late = torch.arange(x.shape[2]) >= seen
+
+    @torch.no_grad()
+    def loss(counted: Tensor) -> list[float]:
+        return bits(net(x, where), y, counted).tolist()
+
+    record = {
+        "kind": kind,
+        "seen": seen,
+        "within": loss(where & ~late),
+        "beyond": loss(where & late),
+    }
+    for layer in net.modules():
+        if isinstance(layer, StepNorm):
+            layer.of_step = layer.of_step[:seen]
+    return {**record, "beyond_last": loss(where & late)}
+
+
 # -------------------------------------------------------------------- recording
 
 
@@ -279,17 +433,17 @@ def long_runs() -> dict[str, Callable[[], Record]]:
         }
 
     return {
-        "names_alive": lambda: time_steps.names_alive(seeds=some),
-        "padding_moves": lambda: time_steps.padding_moves(seeds=some),
+        "names_alive": lambda: names_alive(seeds=some),
+        "padding_moves": lambda: padding_moves(seeds=some),
         "gradient_norms": by_kind(gradient_norms, "post", "pre", seeds=some),
         "badly_scaled": by_kind(badly_scaled, "none", "LN", seeds=some),
         "learning_curves": by_kind(learning_curves, "none", "LN", seeds=some),
         "small_batches": digits,
         "longer_than_trained": by_kind(
-            time_steps.longer_than_trained, "none", "LN", "BN", "shared BN", seeds=some
+            longer_than_trained, "none", "LN", "BN", "shared BN", seeds=some
         ),
         "time_statistics": by_kind(
-            time_steps.time_statistics, "none", "LN", "BN", "shared BN", seeds=some
+            time_statistics, "none", "LN", "BN", "shared BN", seeds=some
         ),
         "warm_up": warm_up,
         "norms_in_a_transformer": by_kind(
@@ -300,5 +454,5 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command = "python -m normbook.experiments.layer_norm"
+    command = "python -m normbook.labs.layer_norm"
     run_and_record("layer_norm", long_runs(), command)

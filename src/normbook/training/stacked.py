@@ -266,6 +266,25 @@ def shuffled(part: Part, seeds: Seeds, batch: int, shift: int = 0) -> Batches:
             yield (moved(x, shift, moves) if shift else x), part.y[indices]
 
 
+def grouped(part: Part, seeds: Seeds, by_class: bool) -> Batches:
+    """Endless batches of 120, twelve of each class, sorted by class or shuffled."""
+    generators = [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
+    members = [torch.nonzero(part.y == label).flatten() for label in range(CLASSES)]
+
+    def draw(generator: torch.Generator) -> Tensor:
+        chosen = [
+            same[torch.randperm(len(same), generator=generator)[:12]]
+            for same in members
+        ]
+        indices = torch.cat(chosen)
+        order = torch.randperm(len(indices), generator=generator)
+        return indices if by_class else indices[order]
+
+    while True:
+        indices = torch.stack([draw(generator) for generator in generators], dim=1)
+        yield part.x[indices], part.y[indices]
+
+
 def moved(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     """Each image of x (N, S, H, W) moved by its own random number of pixels."""
     *lead, height, width = x.shape

@@ -1,6 +1,6 @@
 """What chapter 7 measures as it runs: the machine, a naive layer, orders of work.
 
-    python -m normbook.experiments.fast     a Triton kernel in Triton's interpreter
+    python -m normbook.labs.fast     a Triton kernel in Triton's interpreter
 
 The interpreter has to be asked for before Triton is imported, so `interpreted` runs
 that command in a process of its own.
@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from normbook import fast, functional
-from normbook.experiments import agreement, timing
+from normbook.measure import timing
 
 
 def bandwidth(sizes: Sequence[int], number: int = 5) -> list[float]:
@@ -79,50 +78,6 @@ def arithmetic(
     y = np.empty_like(x)
     taken = timing.rounds([partial(chain, x, y, n) for n in counts], number=number)
     return [median(seconds) / values * 1e9 for seconds in taken]
-
-
-class _Steps(TorchDispatchMode):
-    """Notes every torch operation: what it moves, and what it takes again and again."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number, self.seen = number, []  # type: ignore[var-annotated]
-
-    def __torch_dispatch__(
-        self, op: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        run = partial(op, *args, **(kwargs or {}))
-        if not op.is_view:
-            taken = [timing.seconds(run, 1) for _ in range(self.number)]
-            name = op.overloadpacket.__name__
-            self.seen.append((name, agreement.moved(run), median(taken)))
-        return run()
-
-
-def steps(run: Callable[[], Any], x: Tensor, number: int = 7) -> list[dict[str, Any]]:
-    """Every operation of `run`: its name, what it moves and takes, in copies of x."""
-    target = torch.empty_like(x)
-    ((*copies,),) = timing.rounds([partial(target.copy_, x)], number=number)
-    with _Steps(number) as noted:
-        run()
-    return [
-        {"step": name, "moves": bytes_ / (2 * x.nbytes), "takes": s / median(copies)}
-        for name, bytes_, s in noted.seen
-    ]
-
-
-def kept(run: Callable[[], Any]) -> int:
-    """Bytes of the tensors that `run` saves for a backward, each counted once."""
-    seen: dict[int, int] = {}
-
-    def note(value: Tensor) -> Tensor:
-        seen[value.untyped_storage().data_ptr()] = value.nbytes
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        result = run()  # alive to the end, so that no address is given out twice
-    del result
-    return sum(seen.values())
 
 
 def in_blocks(x: Tensor, rows: int, eps: float = 1e-5) -> Callable[[], Tensor]:
@@ -289,7 +244,7 @@ def interpreted() -> dict[str, dict[str, float]] | None:
     source = str(Path(fast.__file__).parents[2])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "normbook.experiments.fast"],
+        [sys.executable, "-m", "normbook.labs.fast"],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -1,9 +1,4 @@
-"""What the chapters train. Experiments return plain records and draw nothing.
-
-`stacked` trains many small networks at once; the other modules hold what they show.
-Long runs are made by hand (`python -m normbook.experiments.batch_norm`) and kept in
-`records/`, with what they ran on; short ones run live in the notebooks.
-"""
+"""Long runs as measured: `records/`, with what they ran on."""
 
 import json
 import os

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from normbook import nn as nb
 from normbook.data import LETTERS
-from normbook.experiments.stacked import Linear, Seeds, norm
+from normbook.training.stacked import Linear, Seeds, norm
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 # What a net reads (N, S, T), what it is to say, and where that counts.

@@ -4,7 +4,7 @@ Every function returns a plain record: lists with one number a seed, and the set
 that they belong to. The nets are convolutional; kinds are none, BN, LN over (C, H, W),
 IN with γ and β, GN with four groups, and RMSNorm over the channels of a position.
 Training calls torch's own kernels for speed; the tests hold them equal to this book's.
-`python -m normbook.experiments.comparison` makes the long runs and keeps them in
+`python -m normbook.labs.comparison` makes the long runs and keeps them in
 `records/comparison.json`.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from normbook import data
 from normbook import nn as nb
 from normbook.data import CLASSES, Part
-from normbook.experiments import run_and_record
-from normbook.experiments.agreement import CASES, speed, traffic
-from normbook.experiments.stacked import (
+from normbook.measure.agreement import CASES, speed, traffic
+from normbook.training.records import run_and_record
+from normbook.training.stacked import (
     SEEDS,
     Linear,
     Logits,
@@ -427,5 +427,5 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command = "python -m normbook.experiments.comparison"
+    command = "python -m normbook.labs.comparison"
     run_and_record("comparison", long_runs(), command)

@@ -6,8 +6,8 @@ are in copies of x, the least that any layer can take: a forward reads x and wri
 which is 1 copy; a backward reads dy and x and writes dx, 1.5 more. What our layers take
 with the kernels of `normbook.fast` is for `python -m normbook.bench`.
 
-    python -m normbook.experiments.agreement            prints the tables
-    python -m normbook.experiments.agreement --record   keeps them in records/ too
+    python -m normbook.measure.agreement            prints the tables
+    python -m normbook.measure.agreement --record   keeps them in records/ too
 """
 
 import re
@@ -15,18 +15,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from math import prod
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from normbook import fast, functional
 from normbook import nn as nb
-from normbook.experiments import timing, write_record
+from normbook.measure import timing
+from normbook.measure.traffic import moved
+from normbook.training.records import write_record
 
 # The largest error of y and dx, in the largest |y| and |dx|. 16-bit results carry the
 # rounding of the result alone, half a unit in the last place, since sums are in 32
@@ -150,29 +150,6 @@ def _numpy(value: Any) -> np.ndarray:
     return value.astype("float64")
 
 
-class _Count(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operation reads or writes.
-
-    What a tensor only repeats, along axes of stride 0, is read once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, op: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = op(*args, **(kwargs or {}))
-        if not op.is_view:
-            for value in (*args, *(result if isinstance(result, tuple) else (result,))):
-                if isinstance(value, torch.Tensor):
-                    axes = zip(value.shape, value.stride(), strict=True)
-                    own = prod(size for size, stride in axes if stride or not size)
-                    self.bytes += own * value.element_size()
-        return result
-
-
 def traffic(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
     """Bytes moved, in copies of x: the least, torch's kernels, ours one step a time.
 
@@ -185,13 +162,6 @@ def traffic(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
         for method in methods
         for name, x, runs in _passes(CASES[method], "cpu", "float32", 1)
     ]
-
-
-def moved(run: Callable[[], Any]) -> int:
-    """Bytes that torch's operations read and write while `run` runs."""
-    with _Count() as count:
-        run()
-    return count.bytes
 
 
 def speed(
@@ -279,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
         path = write_record(
             f"agreement-{slug(gpu)}",
             {"gpu": gpu, **tables},
-            command="python -m normbook.experiments.agreement --record",
+            command="python -m normbook.measure.agreement --record",
             seconds=time.perf_counter() - start,
         )
         print(f"kept as {path.parent.name}/{path.name}")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from normbook import data, experiments, functional
-from normbook.experiments import comparison, stacked
+from normbook import data, functional
+from normbook.labs import comparison
+from normbook.training import records, stacked
 
 SEEDS = (3, 1)
 
@@ -154,7 +155,7 @@ def test_what_is_learned_and_remembered():
 
 
 def test_the_record_can_be_repeated():
-    kept = experiments.read_record("comparison")["results"]
+    kept = records.read_record("comparison")["results"]
     assert set(kept) == set(comparison.long_runs())
     again = comparison.first_weights("IN", seeds=(0, 1, 2, 3, 4))
     got, want = (
@@ -164,7 +165,7 @@ def test_the_record_can_be_repeated():
 
 
 def test_the_records_errors_lie_between_none_and_chance():
-    kept = experiments.read_record("comparison")["results"]
+    kept = records.read_record("comparison")["results"]
     for kind in comparison.KINDS:
         assert shape(kept["batch_sizes"][kind]["test"]) == (5, 5)
         errors = torch.tensor(kept["batch_sizes"][kind]["test"])

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from normbook import fast, functional
-from normbook.experiments import fast as runs
-from normbook.experiments import timing
+from normbook.labs import fast as runs
+from normbook.measure import timing, traffic
 
 X = torch.linspace(-2, 3, 8 * 16).reshape(8, 16)
 
@@ -75,7 +75,7 @@ def test_more_arithmetic_takes_more_time():
 
 
 def test_steps_are_counted_in_copies():
-    found = runs.steps(lambda: (X + 1).sum(-1).view(2, 4), X, number=1)
+    found = traffic.steps(lambda: (X + 1).sum(-1).view(2, 4), X, number=1)
     assert [row["step"] for row in found] == ["add", "sum"]
     assert [row["moves"] for row in found] == [1, (128 + 8) / 256]
     assert all(row["takes"] > 0 for row in found)
@@ -83,9 +83,9 @@ def test_steps_are_counted_in_copies():
 
 def test_what_a_run_keeps_is_counted_once_a_tensor():
     leaf = X.clone().requires_grad_()
-    assert runs.kept(lambda: leaf.exp()) == X.nbytes
-    assert runs.kept(lambda: leaf * leaf) == X.nbytes
-    assert runs.kept(lambda: leaf + 1) == 0
+    assert traffic.kept(lambda: leaf.exp()) == X.nbytes
+    assert traffic.kept(lambda: leaf * leaf) == X.nbytes
+    assert traffic.kept(lambda: leaf + 1) == 0
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 64])

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from normbook import data, experiments
+from normbook import data
 from normbook import nn as nb
-from normbook.experiments import batch_norm, dynamics, stacked
-from normbook.experiments import batch_statistics as shared
+from normbook.labs import batch_norm
+from normbook.training import records, stacked
 
 KINDS = ["none", "BN", "LN", "GN"]
 SEEDS = (3, 1, 4)
@@ -253,7 +253,7 @@ def test_noise_moves_training_alone_and_by_the_paper():
 
 def test_pairs_swap_their_labels():
     plain = stacked.shuffled(data.digits().train, SEEDS, 8)
-    swapped = shared._of_mates(stacked.shuffled(data.digits().train, SEEDS, 8))
+    swapped = batch_norm._of_mates(stacked.shuffled(data.digits().train, SEEDS, 8))
     (x, y), (same, mates) = next(plain), next(swapped)
     assert torch.equal(x, same)
     assert torch.equal(mates[0::2], y[1::2])
@@ -262,7 +262,7 @@ def test_pairs_swap_their_labels():
 
 @pytest.mark.parametrize("by_class", [True, False])
 def test_sub_batches_hold_one_class_or_many(by_class):
-    _, y = next(shared._grouped(data.digits().train, SEEDS, by_class))
+    _, y = next(stacked.grouped(data.digits().train, SEEDS, by_class))
     assert y.shape == (120, 3)
     assert (y.sort(0).values == torch.arange(120)[:, None] // 12).all()
     classes = [len(group.unique()) for group in y[:, 0].split(12)]
@@ -273,12 +273,12 @@ def test_sub_batches_hold_one_class_or_many(by_class):
 
 
 def test_records_come_back_as_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "records")
     results = {"errors": [[1.0, 2.123456789], [3e-7, 4.0]], "kind": "BN", 3: (1, 2)}
-    path = experiments.write_record(
+    path = records.write_record(
         "some", results, command="python -m some", seconds={"errors": 1.5}
     )
-    record = experiments.read_record("some")
+    record = records.read_record("some")
     assert record["results"] == {
         "errors": [[1.0, 2.1235], [3e-7, 4.0]],
         "kind": "BN",
@@ -292,15 +292,15 @@ def test_records_come_back_as_written(tmp_path, monkeypatch):
 
 
 def test_a_record_refuses_what_json_cannot_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RECORDS", tmp_path)
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        experiments.write_record("bad", [math.nan], command="", seconds={})
+        records.write_record("bad", [math.nan], command="", seconds={})
 
 
 def test_runs_are_recorded_by_name(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "RECORDS", tmp_path)
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
     runs = {"one": lambda: {"test": [1.0]}, "two": lambda: {"test": [2.0]}}
-    path = experiments.run_and_record("both", runs, "python -m both")
+    path = records.run_and_record("both", runs, "python -m both")
     record = json.loads(path.read_text())
     assert record["results"] == {"one": {"test": [1.0]}, "two": {"test": [2.0]}}
     assert set(record["seconds"]) == set(runs)
@@ -308,7 +308,7 @@ def test_runs_are_recorded_by_name(tmp_path, monkeypatch, capsys):
 
 
 def test_the_stored_record_holds_every_long_run():
-    record = experiments.read_record("batch_norm")
+    record = records.read_record("batch_norm")
     assert list(record["results"]) == list(batch_norm.long_runs())
     assert list(record["seconds"]) == list(record["results"])
     assert record["threads"] == 1
@@ -338,36 +338,36 @@ def test_the_stored_record_holds_every_long_run():
             {"loss": (2, 3), "drift": (2, 3), "test": (3,), "test_batch": (3,)},
         ),
         (
-            lambda: dynamics.gradient_growth("BN", residual=True, depth=12),
+            lambda: batch_norm.gradient_growth("BN", residual=True, depth=12),
             {"gradient": (12, 3), "cosine": (12, 3), "growth": (3,)},
         ),
         (
-            lambda: dynamics.landscape("BN", steps=11),
+            lambda: batch_norm.landscape("BN", steps=11),
             {"loss": (2, 3), "lowest": (2, 3), "highest": (2, 3), "cosine": (2, 3)},
         ),
         (
-            lambda: dynamics.distributions("BN", steps=11),
+            lambda: batch_norm.distributions("BN", steps=11),
             {"over_training": (2, 3, 3), "over_depth": (2, 3, 3, 3), "test": (3,)},
         ),
         (
-            lambda: dynamics.weight_norm(0.01, steps=4, every=2),
+            lambda: batch_norm.weight_norm(0.01, steps=4, every=2),
             {"norm2": (2, 3), "turn": (2, 3), "share_of_rises": (3,), "test": (3,)},
         ),
         (
-            lambda: shared.batch_mates("BN", sizes=(2, 8), images=3, steps=4),
+            lambda: batch_norm.batch_mates("BN", sizes=(2, 8), images=3, steps=4),
             {"flips": (2, 3), "spread": (2, 3)},
         ),
         (
-            lambda: shared.mates_class("BN", steps=3, batches=2),
+            lambda: batch_norm.mates_class("BN", steps=3, batches=2),
             {"training": (3,), "evaluation": (3,)},
         ),
         (
-            lambda: shared.one_class_workers("BN", steps=3),
+            lambda: batch_norm.one_class_workers("BN", steps=3),
             {"evaluation": (3,), "batch": (3,)},
         ),
-        (lambda: shared.small_batches("BN", 2, steps=3), {"test": (3,)}),
+        (lambda: batch_norm.small_batches("BN", 2, steps=3), {"test": (3,)}),
         (
-            lambda: shared.running_statistics(momenta=(0.01, 0.1), steps=3),
+            lambda: batch_norm.running_statistics(momenta=(0.01, 0.1), steps=3),
             {"running": (2, 3), "recalibrated": (3,)},
         ),
     ],
@@ -381,7 +381,7 @@ def test_experiments_give_finite_records_of_the_shape_they_say(run, shapes):
 
 @pytest.mark.parametrize(("kind", "ways"), [("BN", 3), ("GN", 1)])
 def test_shifted_images_are_seen_every_way(kind, ways):
-    record = shared.shifted_images(kind, steps=4)["errors"]
+    record = batch_norm.shifted_images(kind, steps=4)["errors"]
     assert [len(way) for way in record.values()] == [ways] * 3
     assert all(shape(e) == (3,) for way in record.values() for e in way.values())
 
@@ -400,20 +400,20 @@ def test_noise_follows_batch_norm():
 
 
 def test_group_norm_does_not_know_its_batch_mates():
-    record = shared.batch_mates("GN", sizes=(2, 8), images=3, steps=4)
+    record = batch_norm.batch_mates("GN", sizes=(2, 8), images=3, steps=4)
     assert set(numbers(record["flips"])) == {0.0}
 
 
 def test_looking_ahead_does_not_move_the_run():
-    often = dynamics.landscape("BN", steps=5, every=1)
+    often = batch_norm.landscape("BN", steps=5, every=1)
     lowest, highest = torch.tensor(often["lowest"]), torch.tensor(often["highest"])
     assert (lowest < highest).all()
-    once = dynamics.landscape("BN", steps=5, every=4)
+    once = batch_norm.landscape("BN", steps=5, every=4)
     assert once["loss"] == [often["loss"][0], often["loss"][4]]
 
 
 def test_without_decay_the_norm_of_weights_before_batch_norm_only_rises():
-    record = dynamics.weight_norm(0.0, rate=0.1, steps=12, every=1)
+    record = batch_norm.weight_norm(0.0, rate=0.1, steps=12, every=1)
     assert record["share_of_rises"] == [1.0, 1.0, 1.0]
     # The step is at a right angle to w: tan(turn)² = ‖step‖²/‖w‖², the growth of ‖w‖².
     norm2, turn = torch.tensor(record["norm2"]), torch.tensor(record["turn"])
@@ -423,10 +423,10 @@ def test_without_decay_the_norm_of_weights_before_batch_norm_only_rises():
 
 def test_mean_cosine_leaves_out_each_image_with_itself():
     same, apart = torch.ones(4, 1, 3), torch.eye(4)[:, None]
-    assert dynamics._mean_cosine(same).item() == pytest.approx(1)
-    assert dynamics._mean_cosine(apart).item() == pytest.approx(0)
+    assert batch_norm._mean_cosine(same).item() == pytest.approx(1)
+    assert batch_norm._mean_cosine(apart).item() == pytest.approx(0)
 
 
 def test_gradients_grow_by_batch_norms_theory():
-    growth = dynamics.gradient_growth("BN", seeds=(0,))["growth"][0]
+    growth = batch_norm.gradient_growth("BN", seeds=(0,))["growth"][0]
     assert growth == pytest.approx(math.sqrt(math.pi / (math.pi - 1)), rel=0.02)

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from normbook import data, experiments
+from normbook import data
 from normbook import nn as nb
-from normbook.experiments import instance_norm, stacked, stylization
+from normbook.labs import instance_norm
+from normbook.training import records, stacked
 
 KINDS = ["none", "BN", "LN", "GN", "IN"]
 SEEDS = (3, 1, 4)
@@ -31,24 +32,24 @@ def noise(*size, seed=0):
 
 def test_contrast_scales_around_the_mean_of_each_picture():
     x = noise(2, 3, 9, 7)
-    y = stylization.with_contrast(x, 0.25, 0.1)
+    y = instance_norm.with_contrast(x, 0.25, 0.1)
     assert torch.allclose(y.mean((1, 2, 3)), x.mean((1, 2, 3)) + 0.1, atol=1e-6)
-    ratio = stylization.contrast_of(y) / stylization.contrast_of(x)
+    ratio = instance_norm.contrast_of(y) / instance_norm.contrast_of(x)
     assert torch.allclose(ratio, torch.tensor(0.25), atol=1e-5)
-    assert torch.allclose(stylization.with_contrast(x, 1.0), x, atol=1e-6)
+    assert torch.allclose(instance_norm.with_contrast(x, 1.0), x, atol=1e-6)
 
 
 def test_luminance_is_that_of_a_grey_picture_itself():
     grey = noise(2, 1, 5, 5).expand(-1, 3, -1, -1)
-    assert torch.allclose(stylization.luminance(grey), grey[:, 0], atol=1e-6)
+    assert torch.allclose(instance_norm.luminance(grey), grey[:, 0], atol=1e-6)
     green, blue = torch.zeros(2, 1, 3, 1, 1)
     green[:, 1], blue[:, 2] = 1, 1
-    assert stylization.luminance(green) > 5 * stylization.luminance(blue)
+    assert instance_norm.luminance(green) > 5 * instance_norm.luminance(blue)
 
 
 def test_adain_gives_the_styles_statistics_whatever_the_sizes():
     content, style = noise(3, 12, 8).double(), noise(3, 5, 20, seed=1).double() ** 3
-    y = stylization.adain(content, style)
+    y = instance_norm.adain(content, style)
     assert y.shape == content.shape
     assert torch.allclose(y.mean((1, 2)), style.mean((1, 2)), atol=1e-12)
     got, want = (picture.std((1, 2), correction=0) for picture in (y, style))
@@ -59,7 +60,7 @@ def test_adain_gives_the_styles_statistics_whatever_the_sizes():
 
 def test_a_crop_is_part_of_a_picture_or_of_its_mirror_image():
     pictures = data.photographs()["coffee"][None]
-    x = stylization.crops(pictures, 6, torch.Generator().manual_seed(0))
+    x = instance_norm.crops(pictures, 6, torch.Generator().manual_seed(0))
     assert x.shape == (6, 3, 64, 64)
     windows = F.unfold(pictures, 64).mT.view(-1, 3, 64, 64)
     mirrored = 0
@@ -77,7 +78,7 @@ def test_a_crop_is_part_of_a_picture_or_of_its_mirror_image():
 
 def test_the_style_has_no_style_loss_and_a_picture_no_content_loss():
     style, x = noise(3, 32, 32), noise(2, 3, 32, 32, seed=1)
-    loss = stylization.TextureLoss(style)
+    loss = instance_norm.TextureLoss(style)
     assert loss.style(style[None]) == pytest.approx(0, abs=1e-9)
     assert (loss.style(x) > 1e-3).all()
     assert (loss.content(x, x) == 0).all()
@@ -90,25 +91,25 @@ def test_the_style_has_no_style_loss_and_a_picture_no_content_loss():
 
 def test_gram_matrices_forget_places_and_keep_contrast():
     x = noise(1, 3, 64, 64)
-    loss = stylization.TextureLoss(x[0])
+    loss = instance_norm.TextureLoss(x[0])
     full, half = loss.grams(x), loss.grams(0.5 * x)
     assert [tuple(g.shape) for g in full] == [(1, 24, 24)] * 4
     for g, h in zip(full, half, strict=True):
         assert torch.allclose(g, g.mT)
         assert torch.allclose(h, 0.25 * g, atol=1e-6)
-    assert torch.allclose(loss.grams(stylization.halved(x))[0], full[1])
+    assert torch.allclose(loss.grams(instance_norm.halved(x))[0], full[1])
 
 
 def test_flat_pictures_leave_the_filters_silent():
-    loss = stylization.TextureLoss(noise(3, 32, 32))
+    loss = instance_norm.TextureLoss(noise(3, 32, 32))
     flat = torch.full((1, 3, 32, 32), 0.7)
     assert all(g.abs().max() < 1e-10 for g in loss.grams(flat))
 
 
 def test_halving_keeps_the_mean_and_smooths():
     flat = torch.full((1, 3, 16, 16), 0.3)
-    assert torch.allclose(stylization.halved(flat), flat[..., ::2, ::2])
-    rough = stylization.halved(noise(1, 3, 64, 64))
+    assert torch.allclose(instance_norm.halved(flat), flat[..., ::2, ::2])
+    rough = instance_norm.halved(noise(1, 3, 64, 64))
     assert rough.std() < 0.5 * noise(1, 3, 64, 64).std()
 
 
@@ -118,7 +119,7 @@ def test_halving_keeps_the_mean_and_smooths():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_generator_keeps_the_size_and_takes_its_seed(kind):
     x = noise(2, 3, 32, 48)
-    first, again, other = (stylization.Generator(kind, seed)(x) for seed in (0, 0, 1))
+    first, again, other = (instance_norm.Generator(kind, seed)(x) for seed in (0, 0, 1))
     assert first.shape == x.shape
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
@@ -130,24 +131,24 @@ def test_a_generator_keeps_the_size_and_takes_its_seed(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_instance_norm_cannot_see_contrast(kind):
     """Before any training: the first norm has erased it, or the nets carry it on."""
-    net = stylization.Generator(kind).eval()
+    net = instance_norm.Generator(kind).eval()
     x = noise(2, 3, 32, 32)
-    y = net(stylization.with_contrast(x, 0.25, 0.2))
+    y = net(instance_norm.with_contrast(x, 0.25, 0.2))
     assert ((y - net(x)).abs().max() < 0.02) == (kind == "IN")
 
 
 def test_norms_have_what_their_kind_says():
-    instance = stylization.norm("IN", 2, 8)
+    instance = instance_norm.norm("IN", 2, 8)
     assert isinstance(instance, nb.InstanceNorm)
     assert instance.weight.shape == (16,)
-    assert isinstance(stylization.norm("BN", 1, 8), nb.BatchNorm)
+    assert isinstance(instance_norm.norm("BN", 1, 8), nb.BatchNorm)
     with pytest.raises(ValueError, match="kind must be"):
-        stylization.norm("XN", 1, 8)
+        instance_norm.norm("XN", 1, 8)
 
 
 @pytest.mark.parametrize("kind", ["BN", "IN"])
 def test_stylization_gives_its_record_and_pictures(kind):
-    run, pictures = stylization.stylization(kind, seeds=(0, 1), steps=12, every=4)
+    run, pictures = instance_norm.stylization(kind, seeds=(0, 1), steps=12, every=4)
     assert run["steps"] == [0, 4, 8]
     assert shape(run["loss"]) == (3, 2)
     assert max(run["loss"][2]) < min(run["loss"][0])
@@ -162,9 +163,9 @@ def test_stylization_gives_its_record_and_pictures(kind):
 
 
 def test_measuring_leaves_the_running_statistics_as_they_were():
-    net = stylization.Generator("BN").eval()
+    net = instance_norm.Generator("BN").eval()
     before = [b.clone() for b in net.buffers()]
-    stylization._outputs(net, noise(2, 3, 32, 32))
+    instance_norm._outputs(net, noise(2, 3, 32, 32))
     assert all(torch.equal(b, c) for b, c in zip(before, net.buffers(), strict=True))
     assert not any(layer.training for layer in stacked.batch_norms(net))
 
@@ -285,24 +286,24 @@ def test_only_instance_norm_loses_contrasts_as_labels(kind, blind):
 
 
 def test_pictures_come_back_to_half_a_shade_of_grey(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RECORDS", tmp_path)
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
     pictures = noise(3, 2, 3, 8, 8)
-    experiments.write_pictures("some", pictures)
-    back = experiments.read_pictures("some", 8)
+    records.write_pictures("some", pictures)
+    back = records.read_pictures("some", 8)
     assert back.shape == pictures.shape
     assert (back - pictures).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_the_record_holds_every_long_run_and_its_pictures():
-    record = experiments.read_record("instance_norm")
-    assert record["command"] == "python -m normbook.experiments.instance_norm"
+    record = records.read_record("instance_norm")
+    assert record["command"] == "python -m normbook.labs.instance_norm"
     assert record["threads"] == 1
     assert set(record["results"]) == set(instance_norm.long_runs())
     assert set(record["seconds"]) == set(record["results"])
-    pictures = experiments.read_pictures("instance_norm", 128)
+    pictures = records.read_pictures("instance_norm", 128)
     assert pictures.shape == (6, 2, 3, 128, 128)
     faded, kept = (
-        stylization.contrast_of(rows.flatten(0, 1)).view(3, 2)
+        instance_norm.contrast_of(rows.flatten(0, 1)).view(3, 2)
         for rows in pictures.split(3)
     )
     assert (faded[2] < 0.6 * faded[0]).all()
@@ -310,10 +311,10 @@ def test_the_record_holds_every_long_run_and_its_pictures():
 
 
 def test_the_record_can_be_repeated():
-    kept = experiments.read_record("instance_norm")["results"]["stylization"]["IN"]
-    x = stylization.crops(
-        stylization.held_out(96), 16, torch.Generator().manual_seed(3000)
+    kept = records.read_record("instance_norm")["results"]["stylization"]["IN"]
+    x = instance_norm.crops(
+        instance_norm.held_out(96), 16, torch.Generator().manual_seed(3000)
     )
-    again = stylization.contrast_of(x).mean().item()
+    again = instance_norm.contrast_of(x).mean().item()
     assert kept["input"][0] == pytest.approx(again, rel=1e-3)
     assert shape(kept["loss"]) == (30, 3)

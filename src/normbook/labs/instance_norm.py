@@ -1,0 +1,554 @@
+"""What instance norm erases, and what that buys and costs: the runs of chapter 4.
+
+Every function returns a plain record: lists with one number a seed, and the settings
+that they belong to. `python -m normbook.labs.instance_norm` makes the long runs and
+keeps them in `records/instance_norm.json`, their pictures in
+`records/instance_norm.png`.
+
+The second half is a small stylization network, trained with one norm or another, and
+AdaIN on pixels. After Ulyanov et al. (2016), at a size that a laptop trains in seconds.
+Their loss network has learned to see; this one has random filters at four scales, as
+nothing is downloaded. It knows colours and how rough a texture is, and no brush
+strokes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from normbook import data, functional
+from normbook import nn as nb
+from normbook.data import Part
+from normbook.training import stacked
+from normbook.training.records import run_and_record, write_pictures
+from normbook.training.stacked import SEEDS, Record, Seeds
+
+CHANGES = {
+    "contrast × 0.3": (0.3, 0.0),
+    "brightness + 0.3": (1.0, 0.3),
+    "both": (0.3, 0.3),
+}
+CONTRASTS = (1.0, 0.5, 0.25)  # of the photographs
+TEXTURE_CONTRASTS = (1.0, 0.6, 0.35, 0.2)  # of the textures that are told apart
+CROP, TEXTURE_CROP = 64, 32
+
+
+def norm(kind: str, copies: int, channels: int) -> nn.Module:
+    """The norm of `copies` nets side by side: `stacked.norm`, and IN with γ and β."""
+    if kind == "IN":
+        return nb.InstanceNorm(copies * channels, affine=True)
+    return stacked.norm(kind, copies, channels)
+
+
+# ---------------------------------------------------- one photograph, many looks
+
+
+def convolution(padding: str, seed: int = 0) -> nn.Conv2d:
+    """Sixteen random filters of 5×5 pixels; `padding` is none, zeros or reflect."""
+    if padding not in ("none", "zeros", "reflect"):
+        raise ValueError(f"padding must be none, zeros or reflect, got {padding!r}")
+    layer = nn.Conv2d(
+        3,
+        16,
+        5,
+        padding=0 if padding == "none" else 2,
+        padding_mode="reflect" if padding == "reflect" else "zeros",
+    ).requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        parameter.normal_(std=75**-0.5, generator=generator)
+    return layer
+
+
+@torch.no_grad()
+def responses(
+    kind: str,
+    contrast: float = 1.0,
+    brightness: float = 0.0,
+    *,
+    padding: str = "none",
+    training: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """One convolution and one norm of the astronaut at this contrast: (16, H, W).
+
+    Five other photographs share the batch, unchanged. BN uses the statistics of the six
+    as they were, or, in `training`, those of the batch with the changed one.
+    """
+    pictures = data.photographs()
+    names = (*reversed(data.HELD_OUT), *data.TRAINING[:4])
+    x = torch.stack([pictures[name] for name in names])
+    place = names.index("astronaut")
+    maps, layer = convolution(padding, seed), norm(kind, 1, 16)
+    if isinstance(layer, nb.BatchNorm):
+        layer.momentum = None
+        layer(maps(x))
+    layer.train(training)
+    x[place] = with_contrast(x[place], contrast, brightness)
+    return layer(maps(x))[place]
+
+
+def response_changes(
+    kind: str,
+    *,
+    padding: str = "none",
+    training: bool = False,
+    changes: Mapping[str, tuple[float, float]] = CHANGES,
+    seeds: Seeds = SEEDS,
+) -> Record:
+    """How far another contrast moves `responses`: ‖y' − y‖/‖y‖, changes × seeds."""
+    settings: dict[str, Any] = {"padding": padding, "training": training}
+    moved: list[list[float]] = []
+    for contrast, brightness in changes.values():
+        moved.append([])
+        for seed in seeds:
+            before = responses(kind, **settings, seed=seed)
+            after = responses(kind, contrast, brightness, **settings, seed=seed)
+            moved[-1].append(((after - before).norm() / before.norm()).item())
+    return {"kind": kind, **settings, "changes": list(changes), "moved": moved}
+
+
+# ----------------------------------------------------------- what is erased
+
+
+def classifier(
+    kind: str, seeds: Seeds, inputs: int, classes: int, place: str = "hidden"
+) -> nn.Sequential:
+    """Two convolutions and a mean over the map, one net a seed, (N, S, C, H, W) in.
+
+    `place` has the norm after each convolution ("hidden"), or once, of the input, where
+    GN takes all its channels as one group.
+    """
+    copies = len(seeds)
+    hidden = kind if place == "hidden" else "none"
+    layers: list[nn.Module] = [nn.Flatten(1, 2)]
+    if place == "input":
+        layers.append(norm("LN" if kind == "GN" else kind, copies, inputs))
+    for fan_in, width, size in ((inputs, 16, 5), (16, 32, 3)):
+        layers += [
+            nn.Conv2d(copies * fan_in, copies * width, size, stride=2, groups=copies),
+            norm(hidden, copies, width),
+            nn.ReLU(),
+        ]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [stacked.Linear(copies, 32, classes), nn.Unflatten(1, (copies, classes))]
+    return stacked.initialize(nn.Sequential(*layers), seeds, 2.0)
+
+
+def texture_crops(
+    count: int,
+    seed: int,
+    part: str,
+    contrasts: Sequence[float] = TEXTURE_CONTRASTS,
+    *,
+    channels: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops (count, channels, 32, 32), their textures, and which contrasts they have.
+
+    From the left half of the textures ("train"), or from the upper or lower right
+    quarter ("validation", "test"). The contrast is around the crop's own mean; every
+    channel has a crop of its own, of the same texture. Grey is 0.
+    """
+    top, left, rows = {
+        "train": (0, 0, 256),
+        "validation": (0, 128, 128),
+        "test": (128, 128, 128),
+    }[part]
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(below: int, *more: int) -> Tensor:
+        return torch.randint(below, (count, *more), generator=generator)
+
+    pictures = torch.stack(list(data.textures().values()))
+    texture, contrast = drawn(len(pictures)), drawn(len(contrasts))
+    spread = torch.arange(TEXTURE_CROP)
+    first = top + drawn(rows - TEXTURE_CROP + 1, channels)
+    y = first[..., None, None] + spread[:, None]
+    x = (left + drawn(128 - TEXTURE_CROP + 1, channels))[..., None, None] + spread
+    crops = pictures[texture.view(-1, 1, 1, 1), y, x]
+    mean = crops.mean((2, 3), keepdim=True)
+    factor = torch.tensor(contrasts)[contrast].view(-1, 1, 1, 1)
+    return (crops - mean) * factor + mean - 0.5, texture, contrast
+
+
+def contrast_as_label(kind: str, **settings: Any) -> Record:
+    """Nets that are to say which of four contrasts a crop of a texture has."""
+
+    def part(name: str, count: int, seed: int) -> Part:
+        x, _, contrast = texture_crops(count, seed, name)
+        return Part(x, contrast)
+
+    return _fitted(kind, part, [("mixed", part("test", 1000, 3))], 4, **settings)
+
+
+def contrast_as_nuisance(kind: str, **settings: Any) -> Record:
+    """Nets that name the texture of crops at full contrast, and at lower ones."""
+
+    def part(name: str, count: int, seed: int, contrast: float = 1.0) -> Part:
+        x, texture, _ = texture_crops(count, seed, name, [contrast])
+        return Part(x, texture)
+
+    tests = [(str(c), part("test", 1000, 3, c)) for c in TEXTURE_CONTRASTS]
+    return _fitted(kind, part, tests, 3, **settings)
+
+
+def relative_contrast(kind: str, *, place: str = "input", **settings: Any) -> Record:
+    """Nets that say which of two channels has the higher contrast, or that none has.
+
+    Two crops of one texture; the first channel's contrast is ½, 1 or 2 times the
+    second's, and both vary together. `place` is that of the norm in `classifier`.
+    """
+
+    def part(name: str, count: int, seed: int) -> Part:
+        x, _, _ = texture_crops(
+            count, seed, name, channels=2, contrasts=TEXTURE_CONTRASTS[:3]
+        )
+        generator = torch.Generator().manual_seed(4000 + seed)
+        ratio = torch.randint(3, (count,), generator=generator)
+        mean = x.mean((2, 3), keepdim=True)
+        share = torch.stack([0.5 * 2.0**ratio, 2.0 / 2.0**ratio], 1) ** 0.5
+        return Part((x - mean) * share[..., None, None] + mean, ratio)
+
+    tests = [("mixed", part("test", 1000, 3))]
+    return _fitted(kind, part, tests, 3, inputs=2, place=place, **settings)
+
+
+def _fitted(
+    kind: str,
+    part: Callable[[str, int, int], Part],
+    tests: Sequence[tuple[str, Part]],
+    classes: int,
+    *,
+    inputs: int = 1,
+    place: str = "hidden",
+    rates: Sequence[float] = (0.02, 0.1),
+    seeds: Seeds = SEEDS,
+    steps: int = 200,
+) -> Record:
+    """Train on 2,000 crops in batches of 32; accuracies in %, tests × seeds.
+
+    SGD with momentum 0.9, the rate falling to 0 along half a cosine wave; its first
+    value is the one of `rates` that the mean validation accuracy prefers.
+    """
+    copies = [seed for _ in rates for seed in seeds]
+    net = classifier(kind, copies, inputs, classes, place)
+    stacked.train(
+        net,
+        stacked.shuffled(part("train", 2000, 1), copies, 32),
+        steps=steps,
+        rates=[rate for rate in rates for _ in seeds],
+        cosine=True,
+    )
+
+    def grid(part: Part) -> Tensor:
+        return _accuracy(net, part, len(copies)).view(len(rates), len(seeds))
+
+    best = int(grid(part("validation", 1000, 2)).mean(1).argmax())
+    return {
+        "kind": kind,
+        "place": place,
+        "chance": 100 / classes,
+        "tests": [name for name, _ in tests],
+        "rate": rates[best],
+        "test": [grid(test)[best].tolist() for _, test in tests],
+    }
+
+
+@torch.no_grad()
+def _accuracy(net: nn.Module, part: Part, copies: int) -> Tensor:
+    """Share of `part` that each copy gets right, in %; an overflow gets none right."""
+    right = torch.zeros(copies)
+    for x, y in zip(part.x.split(250), part.y.split(250), strict=True):
+        logits = net(x[:, None].expand(-1, copies, -1, -1, -1))
+        finite = logits.isfinite().all(2)
+        right += ((logits.argmax(2) == y[:, None]) & finite).sum(0)
+    return 100 * right / len(part.y)
+
+
+# ------------------------------------------------------------------- pictures
+
+
+def with_contrast(x: Tensor, contrast: float, brightness: float = 0.0) -> Tensor:
+    """Pictures (..., 3, H, W) at a contrast around their own mean, and made brighter.
+
+    y = contrast·(x − mean) + mean + brightness, one mean a picture.
+    """
+    mean = x.mean((-3, -2, -1), keepdim=True)
+    return contrast * (x - mean) + mean + brightness
+
+
+def luminance(x: Tensor) -> Tensor:
+    """How bright the eye takes each pixel to be: (N, 3, H, W) → (N, H, W)."""
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    return torch.einsum("nchw,c->nhw", x, weights)
+
+
+def contrast_of(x: Tensor) -> Tensor:
+    """The standard deviation of each picture's luminance: (N, 3, H, W) → (N)."""
+    return luminance(x).flatten(1).std(1, unbiased=False)
+
+
+def adain(content: Tensor, style: Tensor, eps: float = 0.0) -> Tensor:
+    """Give each channel of `content` the mean and standard deviation of `style`'s.
+
+    y = σ(style)·(content − μ(content))/σ(content) + μ(style), both (3, H, W) but for
+    the size. Exact at ε = 0. Huang & Belongie (2017), equation 8.
+    """
+    gamma, beta = style.std((1, 2), unbiased=False), style.mean((1, 2))
+    return functional.instance_norm(content[None], gamma, beta, eps=eps)[0]
+
+
+# --------------------------------------------------------------- loss network
+
+
+class TextureLoss:
+    """How far pictures are from a style and from their own content.
+
+    Style: 24 random filters of 7×7 pixels, each with mean 0 and norm 1, and ReLU, at
+    four scales; ‖G − T‖²/‖T‖² between the Gram matrices of picture and style, summed
+    over the scales. Content: the squared difference of the luminances less their means,
+    by 0.05. It compares contrasts too: a loss blind to them would decide the result.
+    """
+
+    def __init__(
+        self, style: Tensor, seed: int = 0, filters: int = 24, scales: int = 4
+    ):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        drawn = torch.randn(filters, 3, 7, 7, generator=generator)
+        drawn -= drawn.mean((1, 2, 3), keepdim=True)
+        self.filters = drawn / drawn.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        self.scales = scales
+        self.targets = self.grams(style[None])
+
+    def grams(self, x: Tensor) -> list[Tensor]:
+        """Mean products of pairs of responses, one (N, filters, filters) a scale."""
+        found = []
+        for scale in range(self.scales):
+            if scale:
+                x = halved(x)
+            response = F.relu(
+                F.conv2d(F.pad(x, (3,) * 4, mode="reflect"), self.filters)
+            )
+            flat = response.flatten(2)
+            found.append(flat @ flat.mT / flat.shape[2])
+        return found
+
+    def style(self, y: Tensor) -> Tensor:
+        """The style loss of each picture y (N, 3, H, W)."""
+        pairs = zip(self.grams(y), self.targets, strict=True)
+        apart = [((g - t) ** 2).sum((1, 2)) / (t * t).sum() for g, t in pairs]
+        return torch.stack(apart).sum(0)
+
+    def content(self, y: Tensor, x: Tensor) -> Tensor:
+        """The content loss of each picture y made from x."""
+        apart = luminance(y) - luminance(x)
+        return apart.flatten(1).var(1, unbiased=False) / 0.05
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.style(y) + 2 * self.content(y, x)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Pictures blurred by (1, 4, 6, 4, 1)/16 along both axes, at half the size."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = torch.outer(line, line).expand(3, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2,) * 4, mode="reflect"), kernel, stride=2, groups=3)
+
+
+# ------------------------------------------------------------------ generator
+
+
+class Generator(nn.Module):
+    """A picture to a stylized picture of the same size, even on each side.
+
+    16 channels at full size, 32 at half with two residual blocks, 16 again; the norm
+    after every convolution but the last, reflected edges throughout.
+    """
+
+    def __init__(self, kind: str, seed: int = 0):
+        super().__init__()
+
+        def block(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list:
+            edge = nn.ReflectionPad2d(size // 2)
+            maps = nn.Conv2d(inputs, outputs, size, stride, bias=kind == "none")
+            return [edge, maps, norm(kind, 1, outputs)]
+
+        self.down = nn.Sequential(
+            *block(3, 16, 5), nn.ReLU(), *block(16, 32, 3, 2), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*block(32, 32), nn.ReLU(), *block(32, 32)) for _ in range(2)
+        )
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            *block(32, 16),
+            nn.ReLU(),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(16, 3, 3),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                spread = math.sqrt(2 / layer.weight[0].numel())
+                nn.init.normal_(layer.weight, std=spread, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return torch.sigmoid(self.up(y))
+
+
+def crops(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random squares of 64 pixels, half of them mirrored."""
+
+    def drawn(below: int) -> list[int]:
+        return torch.randint(below, (count,), generator=generator).tolist()
+
+    room = pictures.shape[-1] - CROP + 1
+    taken = [
+        pictures[place, :, top : top + CROP, left : left + CROP]
+        for place, top, left in zip(
+            drawn(len(pictures)), drawn(room), drawn(room), strict=True
+        )
+    ]
+    mirrored = torch.tensor(drawn(2), dtype=torch.bool).view(-1, 1, 1, 1)
+    x = torch.stack(taken)
+    return torch.where(mirrored, x.flip(-1), x)
+
+
+def style_loss(seed: int = 0) -> TextureLoss:
+    """The loss towards the style of this book: the flower, at 128 pixels."""
+    return TextureLoss(data.photographs(128)["flower"], seed)
+
+
+def trained(
+    kind: str, seed: int = 0, *, steps: int = 100, rate: float = 0.003
+) -> tuple[Generator, list[float]]:
+    """A generator trained on crops of six photographs, and its loss at every step.
+
+    Batches of 4, Adam, the rate falling to 0 along half a cosine wave. Photographs of
+    96 pixels, never at another contrast than their own.
+    """
+    loss, net = style_loss(seed), Generator(kind, seed)
+    squares = data.photographs(96)
+    pictures = torch.stack([squares[name] for name in data.TRAINING])
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(2000 + seed)
+    history = []
+    for _ in tqdm(range(steps), leave=False, disable=None):
+        x = crops(pictures, 4, generator)
+        value = loss(net(x), x).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        falling.step()
+        history.append(value.item())
+    return net.eval(), history
+
+
+# ----------------------------------------------------------------- experiment
+
+
+def held_out(size: int = 128) -> Tensor:
+    """The photographs that no generator is trained on: (2, 3, size, size)."""
+    return torch.stack([data.photographs(size)[name] for name in data.HELD_OUT])
+
+
+def stylization(
+    kind: str, *, seeds: Seeds = SEEDS, steps: int = 100, every: int = 10
+) -> tuple[Record, Tensor]:
+    """Train a generator a seed; show it held-out photographs at lower contrasts.
+
+    The record: `loss` (points × seeds), the training loss as means of `every` steps
+    that begin at `steps`; `style` and `output` (contrasts × seeds), the style loss and
+    the output's contrast over 16 held-out crops at each of `contrasts`, whose own
+    contrast is `input`. BN there uses running statistics; in `…_batch` those of one
+    batch of all crops at all contrasts, in `…_alone` those of each crop by itself. The
+    tensor (contrasts, 2, 3, 128, 128) has the first seed's pictures of both
+    photographs.
+    """
+    x = crops(held_out(96), 16, torch.Generator().manual_seed(3000))
+    inputs = torch.cat([with_contrast(x, contrast) for contrast in CONTRASTS])
+    runs = [trained(kind, seed, steps=steps) for seed in seeds]
+    found: dict[str, list[Tensor]] = {}
+    for seed, (net, _) in zip(seeds, runs, strict=True):
+        for way, y in _outputs(net, inputs).items():
+            values = {"style": style_loss(seed).style(y), "output": contrast_of(y)}
+            for name, each in values.items():
+                mean = each.view(len(CONTRASTS), -1).mean(1)
+                found.setdefault(name + way, []).append(mean)
+    history = torch.tensor([losses for _, losses in runs]).T
+    record = {
+        "kind": kind,
+        "steps": list(range(0, steps, every)),
+        "loss": stacked.thinned(history, every),
+        "contrasts": list(CONTRASTS),
+        "input": contrast_of(inputs).view(len(CONTRASTS), -1).mean(1).tolist(),
+        **{name: torch.stack(rows, 1).tolist() for name, rows in found.items()},
+    }
+    return record, stylized(runs[0][0], CONTRASTS)
+
+
+@torch.no_grad()
+def _outputs(net: Generator, x: Tensor) -> dict[str, Tensor]:
+    """Pictures from x by what batch norm takes its statistics of."""
+    running = net(x)
+    with stacked.batch_statistics(net):
+        return {
+            "": running,
+            "_batch": net(x),
+            "_alone": torch.cat([net(picture) for picture in x.split(1)]),
+        }
+
+
+@torch.no_grad()
+def stylized(net: Generator, contrasts: Sequence[float]) -> Tensor:
+    """What `net` makes of the held-out photographs: (contrasts, 2, 3, 128, 128)."""
+    return torch.stack([net(with_contrast(held_out(), a)) for a in contrasts])
+
+
+# -------------------------------------------------------------------- recording
+
+
+def long_runs() -> dict[str, Callable[[], Record]]:
+    """Every recorded run by name; called, it gives its record.
+
+    Three seeds. The stylization keeps its pictures too: the first seed's of each kind,
+    a row for each contrast.
+    """
+    kinds = ("none", "BN", "LN", "GN", "IN")
+
+    def by_kind(run: Callable[..., Record], **settings: Any) -> Callable[[], Record]:
+        return lambda: {kind: run(kind, **settings) for kind in kinds}
+
+    def generators() -> Record:
+        runs = {
+            kind: stylization(kind, steps=300) for kind in ("BN", "IN", "LN", "none")
+        }
+        write_pictures("instance_norm", torch.cat([runs["BN"][1], runs["IN"][1]]))
+        return {kind: record for kind, (record, _) in runs.items()}
+
+    return {
+        "contrast_as_label": by_kind(contrast_as_label),
+        "contrast_as_nuisance": by_kind(
+            contrast_as_nuisance, steps=400, rates=(0.02, 0.1, 0.3)
+        ),
+        "relative_contrast": by_kind(relative_contrast),
+        "relative_contrast_hidden": by_kind(relative_contrast, place="hidden"),
+        "stylization": generators,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command = "python -m normbook.labs.instance_norm"
+    run_and_record("instance_norm", long_runs(), command)

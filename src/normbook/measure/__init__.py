@@ -1,0 +1,1 @@
+"""Speed, traffic, and agreement across libraries and devices; `bench` stands on it."""

@@ -1,0 +1,5 @@
+"""What no chapter owns: nets, many trained at once, batches, loops, and records.
+
+`stacked` trains many small networks on images, `sequences` on names, and `records`
+keeps what came of it.
+"""
