@@ -142,11 +142,10 @@ def rows() -> list[tuple[str, str, dict[str, int], functional.Sets]]:
             sets = method.sets_of(image, TABLE_GROUPS)
             found.append((key, "images", NCHW, sets))
             continue
-        whole_sample = method.picture == (1, 2)
-        if whole_sample:
+        if method.of_whole_samples:
             sets = functional.layer_sets(image, (1, 2, 3))
             found.append((key, "images, Wu & He’s figure", NCHW, sets))
-        use = "tokens, in transformers" if whole_sample else "tokens"
+        use = "tokens, in transformers" if method.of_whole_samples else "tokens"
         found.append((key, use, NTC, method.sets_of(text, TABLE_GROUPS)))
     return found
 

@@ -49,6 +49,11 @@ class Method(NamedTuple):
     grouped: bool = False
     tracks: bool = False
 
+    @property
+    def of_whole_samples(self) -> bool:
+        """Whether an image has one set, as in Wu & He's figure of layer norm."""
+        return self.picture == (1, 2)
+
     def options(self, groups: int) -> dict[str, int]:
         """What `function` and `sets` take beside x: G, or nothing."""
         return {"groups": groups} if self.grouped else {}

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from normbook import data
 from normbook import nn as nb
 from normbook.data import CLASSES, Part
-from normbook.measure.agreement import CASES, speed, traffic
+from normbook.measure.agreement import GROUPS as AGREEMENT_GROUPS
+from normbook.measure.agreement import SHAPES, methods, speed, traffic
 from normbook.training.records import run_and_record
 from normbook.training.stacked import (
     SEEDS,
@@ -352,13 +353,14 @@ def parameters() -> list[dict[str, Any]]:
     """What torch's own layers learn and remember, for the inputs of `agreement`."""
     return [
         {
-            "method": method.replace("_", " "),
-            "shape": "×".join(map(str, case.shape)),
+            "method": name.replace("_", " "),
+            "shape": "×".join(map(str, shape)),
             "learned": sum(value.numel() for value in layer.parameters()),
             "remembered": sum(value.numel() for value in layer.buffers()),
         }
-        for method, case in CASES.items()
-        for layer in [case.native()]
+        for name, method in methods().items()
+        for shape in [SHAPES[method.axis]]
+        for layer in [method.build_native(shape[method.axis], AGREEMENT_GROUPS)]
     ]
 
 
@@ -372,7 +374,7 @@ def cost(device: str = "cpu", rounds: int = 5) -> list[dict[str, Any]]:
     moved = {(row["method"], row["pass"]): row for row in traffic()}
     rows = []
     for row in speed(device, rounds=rounds):
-        if row["shape"][0] == CASES[row["method"]].shape[0]:
+        if tuple(row["shape"]) in SHAPES.values():
             continue
         counted = moved[row["method"], row["pass"]]
         rows.append(

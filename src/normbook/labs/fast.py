@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbook import fast, functional
+from normbook import fast
 from normbook.measure import timing
+from normbook.methods import METHODS, Method
 
 
 def bandwidth(sizes: Sequence[int], number: int = 5) -> list[float]:
@@ -225,18 +226,13 @@ def source(backend: str, name: str) -> str:
     raise KeyError(f"{backend}.py has no function {name}")
 
 
-# A shape, the sets, the function and its groups: rows, maps, batch norm's two readings.
-CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any], str, dict[str, int]]] = {
-    "layer norm": ((6, 41), functional.layer_sets, "layer_norm", {}),
-    "RMSNorm": ((7, 33), functional.layer_sets, "rms_norm", {}),
-    "group norm": ((3, 6, 5), functional.group_sets, "group_norm", {"groups": 2}),
-    "instance norm": ((3, 5, 7), functional.instance_sets, "instance_norm", {}),
-    "batch norm": ((5, 3, 4, 3), functional.batch_sets, "batch_norm", {}),
-}
+# By the axis of the channel: what Triton's interpreter is shown, maps and rows.
+SHAPES = {1: (5, 6, 4, 3), -1: (6, 41)}
+GROUPS = 2
 
 
 def interpreted() -> dict[str, dict[str, float]] | None:
-    """The errors of the kernels for each of `CASES`, run by Triton's interpreter.
+    """The errors of the kernels for every method, run by Triton's interpreter.
 
     {method: {"y": ..., "dx": ..., "dγ": ...}}, against the formulas in float64 and
     relative to the largest value. None where Triton is missing.
@@ -259,35 +255,28 @@ def _errors() -> dict[str, dict[str, float]] | None:
     except ImportError:
         return None
     torch.manual_seed(0)
-    return {name: _errors_of(gpu, *case) for name, case in CASES.items()}
+    return {method.name: _errors_of(gpu, method) for method in METHODS.values()}
 
 
-def _errors_of(
-    gpu: Any,
-    shape: tuple[int, ...],
-    sets_of: Callable[..., Any],
-    name: str,
-    groups: dict[str, int],
-) -> dict[str, float]:
-    centered = name != "rms_norm"
+def _errors_of(gpu: Any, method: Method) -> dict[str, float]:
+    shape = SHAPES[method.axis]
     x, dy = 3 + 2 * torch.randn(shape), torch.randn(shape)
-    sets = sets_of(shape, **groups)
-    channels = shape[sets.param[0]]
-    gamma = torch.rand(channels) + 0.5
-    beta = torch.randn(channels) if centered else None
-    task = (fast.work(x, sets), 1e-5, None, centered)
+    gamma = torch.rand(shape[method.axis]) + 0.5
+    beta = torch.randn(shape[method.axis]) if method.centered else None
+    sets = method.sets_of(shape, GROUPS)
+    task = (fast.work(x, sets), 1e-5, None, method.centered)
     y, moments = gpu.forward(x, gamma, beta, *task)
     got = y, *gpu.backward(dy, x, gamma, beta, moments, *task)
-    given = groups | {"gamma": gamma.double()}
+    given: dict[str, Any] = {"gamma": gamma.double(), **method.options(GROUPS)}
     if beta is not None:
         given |= {"beta": beta.double()}
-    function, vjp = (getattr(functional, name + end) for end in ("", "_vjp"))
-    exact = function(x.double(), **given), *vjp(dy.double(), x.double(), **given)
+    exact = (
+        method.function(x.double(), **given),
+        *method.vjp(dy.double(), x.double(), **given),
+    )
     return {
-        title: float((found - wanted).abs().max() / wanted.abs().max())
-        for title, found, wanted in zip(
-            ("y", "dx", "dγ", "dβ"), got, exact, strict=True
-        )
+        title: float((ours - wanted).abs().max() / wanted.abs().max())
+        for title, ours, wanted in zip(("y", "dx", "dγ", "dβ"), got, exact, strict=True)
         if wanted is not None
     }
 

@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from normbook import fast, functional
-from normbook import nn as nb
+from normbook import fast
 from normbook.measure import timing
 from normbook.measure.traffic import moved
+from normbook.methods import METHODS, Method
 from normbook.training.records import write_record
 
 # The largest error of y and dx, in the largest |y| and |dx|. 16-bit results carry the
@@ -41,43 +41,14 @@ TOLERANCE = {
 LEAST = {"forward": 1.0, "forward + backward": 2.5}
 
 
-class Case(NamedTuple):
-    """One method on an input of this shape; γ and β have one value a channel."""
-
-    shape: tuple[int, ...]
-    ours: Callable[[], nn.Module]
-    native: Callable[[], nn.Module]
-    channel: int = 1
-    beta: bool = True
-    options: dict[str, int] = {}  # noqa: RUF012
+# By the axis of the channel: maps (N, C, H, W) and rows (N, T, C).
+SHAPES = {1: (8, 64, 16, 16), -1: (8, 64, 256)}
+GROUPS = 8
 
 
-CASES = {
-    "batch_norm": Case(
-        (8, 64, 16, 16), lambda: nb.BatchNorm(64), lambda: nn.BatchNorm2d(64)
-    ),
-    "layer_norm": Case(
-        (8, 64, 256), lambda: nb.LayerNorm(256), lambda: nn.LayerNorm(256), channel=-1
-    ),
-    "instance_norm": Case(
-        (8, 64, 16, 16),
-        lambda: nb.InstanceNorm(64, affine=True),
-        lambda: nn.InstanceNorm2d(64, affine=True),
-    ),
-    "group_norm": Case(
-        (8, 64, 16, 16),
-        lambda: nb.GroupNorm(8, 64),
-        lambda: nn.GroupNorm(8, 64),
-        options={"groups": 8},
-    ),
-    "rms_norm": Case(
-        (8, 64, 256),
-        lambda: nb.RMSNorm(256),
-        lambda: nn.RMSNorm(256),
-        channel=-1,
-        beta=False,
-    ),
-}
+def methods() -> dict[str, Method]:
+    """Every method by the name of its function, as rows and records call it."""
+    return {method.function.__name__: method for method in METHODS.values()}
 
 
 def devices() -> list[tuple[str, str]]:
@@ -86,16 +57,16 @@ def devices() -> list[tuple[str, str]]:
     return places + [("torch", "cuda")] * torch.cuda.is_available()
 
 
-def agreement(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
+def agreement(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Every method × place × dtype: errors of y and dx against float64 NumPy.
 
     The reference takes the very input that the place got, rounded to its dtype, and
     errors are relative to the largest value of the reference.
     """
     return [
-        {"method": method, "library": library, "device": device, "dtype": dtype}
-        | _errors(method, library, device, dtype)
-        for method in methods
+        {"method": name, "library": library, "device": device, "dtype": dtype}
+        | _errors(methods()[name], library, device, dtype)
+        for name in names or methods()
         for library, device in devices()
         for dtype in TOLERANCE
         if hasattr(np if library == "numpy" else torch, dtype)
@@ -108,16 +79,17 @@ def agrees(rows: Iterable[dict[str, Any]]) -> bool:
     return all(max(row["y"], row["dx"]) <= TOLERANCE[row["dtype"]] for row in rows)
 
 
-def _errors(method: str, library: str, device: str, dtype: str) -> dict[str, float]:
-    case = CASES[method]
+def _errors(method: Method, library: str, device: str, dtype: str) -> dict[str, float]:
+    shape = SHAPES[method.axis]
+    sizes = method.sets_of(shape, GROUPS).param
     rng = np.random.default_rng(0)
-    channels = case.shape[case.channel]
+    parameter = tuple(shape[axis] for axis in sizes)
     inputs = [
-        rng.normal(size=case.shape),  # dy
-        rng.normal(3.0, 2.0, size=case.shape),  # x
-        rng.uniform(0.5, 2.0, size=channels),  # γ
-        rng.normal(size=channels),  # β
-    ][: 4 if case.beta else 3]
+        rng.normal(size=shape),  # dy
+        rng.normal(3.0, 2.0, size=shape),  # x
+        rng.uniform(0.5, 2.0, size=parameter),  # γ
+        rng.normal(size=parameter),  # β
+    ][: 4 if method.centered else 3]
     here = [_put(value, library, device, dtype) for value in inputs]
     exact = [_numpy(value) for value in here]
     return {
@@ -128,14 +100,12 @@ def _errors(method: str, library: str, device: str, dtype: str) -> dict[str, flo
     }
 
 
-def _both(method: str, inputs: list[Any]) -> tuple[Any, Any]:
+def _both(method: Method, inputs: list[Any]) -> tuple[Any, Any]:
     """Y and dx of one method."""
     dy, x, *parameters = inputs
-    options = CASES[method].options
-    forward = getattr(functional, method)
-    vjp = getattr(functional, f"{method}_vjp")
-    names = dict(zip(("gamma", "beta"), parameters, strict=False))
-    return forward(x, **names, **options), vjp(dy, x, **names, **options).x
+    given = dict(zip(("gamma", "beta"), parameters, strict=False))
+    given |= method.options(GROUPS)
+    return method.function(x, **given), method.vjp(dy, x, **given).x
 
 
 def _put(value: np.ndarray, library: str, device: str, dtype: str) -> Any:
@@ -150,22 +120,25 @@ def _numpy(value: Any) -> np.ndarray:
     return value.astype("float64")
 
 
-def traffic(methods: Iterable[str] = CASES) -> list[dict[str, Any]]:
+def traffic(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Bytes moved, in copies of x: the least, torch's kernels, ours one step a time.
 
     Counted, not measured: each operation reads its inputs and writes its outputs once,
     so what stays in a cache between two operations is not seen.
     """
     return [
-        {"method": method, "pass": name, "least": LEAST[name]}
+        {"method": name, "pass": which, "least": LEAST[which]}
         | {who: moved(run) / (2 * x.nbytes) for who, run in runs.items()}
-        for method in methods
-        for name, x, runs in _passes(CASES[method], "cpu", "float32", 1)
+        for name in names or methods()
+        for which, x, runs in _passes(methods()[name], "cpu", "float32", 1)
     ]
 
 
 def speed(
-    device: str, methods: Iterable[str] = CASES, dtype: str = "float32", rounds: int = 9
+    device: str,
+    names: Iterable[str] | None = None,
+    dtype: str = "float32",
+    rounds: int = 9,
 ) -> list[dict[str, Any]]:
     """Microseconds to copy x, and what torch's layer and ours take, in copies.
 
@@ -173,28 +146,31 @@ def speed(
     down slows all three.
     """
     rows = []
-    for method in methods:
+    for name in names or methods():
         for scale in (1, 16) if device == "cpu" else (1, 16, 256):
-            for name, x, runs in _passes(CASES[method], device, dtype, scale):
+            for which, x, runs in _passes(methods()[name], device, dtype, scale):
                 target = torch.empty_like(x)
                 runs = {"copy": partial(target.copy_, x), **runs}
                 taken = timing.rounds(list(runs.values()), device, number=rounds)
                 copy, native, ours = map(median, taken)
-                row: dict[str, Any] = {"method": method, "device": device}
-                row |= {"dtype": dtype, "shape": list(x.shape), "pass": name}
-                row |= {"least": LEAST[name], "native": native / copy}
+                row: dict[str, Any] = {"method": name, "device": device}
+                row |= {"dtype": dtype, "shape": list(x.shape), "pass": which}
+                row |= {"least": LEAST[which], "native": native / copy}
                 rows.append(row | {"ours": ours / copy, "copy_us": copy * 1e6})
     return rows
 
 
 def _passes(
-    case: Case, device: str, dtype: str, scale: int
+    method: Method, device: str, dtype: str, scale: int
 ) -> list[tuple[str, torch.Tensor, dict[str, Callable[[], Any]]]]:
     """(pass, x, {native, ours: what runs it}), in training mode, ours the plain one."""
     kind = {"device": device, "dtype": getattr(torch, dtype)}
-    shape = (case.shape[0] * scale, *case.shape[1:])
+    samples, *rest = SHAPES[method.axis]
+    shape = (samples * scale, *rest)
     x, dy = torch.randn(shape, **kind), torch.randn(shape, **kind)
-    layers = {"native": case.native().to(**kind), "ours": case.ours().to(**kind)}
+    build = {"native": method.build_native, "ours": method.build}
+    channels = shape[method.axis]
+    layers = {who: make(channels, GROUPS).to(**kind) for who, make in build.items()}
 
     def forward(layer: nn.Module) -> Callable[[], Any]:
         return torch.no_grad()(lambda: layer(x))

@@ -34,25 +34,28 @@ def layouts(axes: Named, groups: int) -> list[Row]:
 
     Returns method, layout, named sizes and sets. Layer norm comes over all of a sample,
     where it has positions, and over its channels alone, which then stand last; so does
-    RMSNorm. Instance norm is left out where a sample has no positions.
+    RMSNorm. A method that cannot take such an x is left out, as is instance norm where
+    a sample has no positions.
     """
     last = {name: size for name, size in axes.items() if name != "C"}
     last["C"] = axes["C"]
     first_shape, last_shape = tuple(axes.values()), tuple(last.values())
-    whole = tuple(range(1, len(axes)))
-    rows: list[Row] = [("BN", "", axes, functional.batch_sets(first_shape))]
-    if len(axes) > 2:
-        rows += [
-            ("LN", "whole sample", axes, functional.layer_sets(first_shape, whole)),
-            ("IN", "", axes, functional.instance_sets(first_shape)),
-        ]
-    channels = functional.layer_sets(last_shape)
-    rows += [
-        ("LN", "channels" if len(axes) > 2 else "", last, channels),
-        ("GN", f"G = {groups}", axes, functional.group_sets(first_shape, groups)),
-        ("RMSNorm", "", last, channels),
-    ]
-    return sorted(rows, key=lambda row: list(METHODS).index(row[0]))
+    rows: list[Row] = []
+    for key, method in METHODS.items():
+        if method.axis == -1:
+            whole = method.of_whole_samples and len(axes) > 2
+            if whole:
+                sample = functional.layer_sets(first_shape, tuple(range(1, len(axes))))
+                rows.append((key, "whole sample", axes, sample))
+            use, sets = "channels" * whole, method.sets_of(last_shape, groups)
+            rows.append((key, use, last, sets))
+            continue
+        try:
+            sets = method.sets_of(first_shape, groups)
+        except functional.InputError:  # a sample has no positions
+            continue
+        rows.append((key, f"G = {groups}" * method.grouped, axes, sets))
+    return rows
 
 
 def axes_table(axes: Named, groups: int) -> str:
