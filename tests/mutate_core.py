@@ -3,7 +3,8 @@
     python tests/mutate_core.py
 
 Every operator, comparison, number and keyword, every order of arguments and results,
-every conditional and every call that could be left out. Prints one line a change and
+every conditional, every call that could be left out, every S without its mask or its
+workers. Prints one line a change and
 fails if a change goes unnoticed that is not in EQUIVALENT.
 """
 
@@ -77,11 +78,12 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             yield first  # the call left out
             if rest:
                 yield _with(node, args=[rest[0], first, *rest[1:]])
-                if isinstance(node.args[-1], ast.Name) and node.args[-1].id == "where":
-                    yield _with(node, args=node.args[:-1])
             for keyword in node.keywords:
                 others = [k for k in node.keywords if k is not keyword]
                 yield _with(node, keywords=others)
+        case ast.Name(id="S"):
+            for part in ("where", "workers"):
+                yield ast.parse(f"Set.of(S)._replace({part}=None)", mode="eval").body
         case ast.Name(id="dy"):
             yield ast.Name("y", ast.Load())
         case ast.Name(id="y"):

@@ -44,6 +44,13 @@ def test_traffic_of_ours_is_more_than_a_kernel_needs():
         assert row["ours"] > 4 * row["least"]
 
 
+def test_running_statistics_cost_no_pass_of_their_own():
+    """The moments that batch norm tracks are those that it standardizes with."""
+    batch, layer = agreement.traffic(["batch_norm", "layer_norm"])[::2]
+    assert batch["ours"] == pytest.approx(6.5, rel=0.01)
+    assert batch["ours"] == pytest.approx(layer["ours"], rel=0.01)
+
+
 def test_traffic_counts_what_is_read_and_written():
     x = torch.ones(100)
     assert traffic.moved(lambda: x + 1) == 800

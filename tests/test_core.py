@@ -250,6 +250,30 @@ def test_only_removes_nan_and_leaves_its_input_alone(library):
     assert core.only(x, (0,)) is x
 
 
+class Unassignable:
+    """An array that nothing is assigned to, as JAX's are: x.at[...].set makes another."""
+
+    def __init__(self, values):
+        self.values = np.array(values)
+        self.at = self
+
+    def __getitem__(self, index):
+        self.index = index
+        return self
+
+    def set(self, value):
+        other = self.values.copy()
+        other[self.index] = value
+        return Unassignable(other)
+
+
+def test_only_assigns_nothing_where_nothing_can_be_assigned():
+    x = Unassignable([1.0, np.nan, 2.0])
+    inside = core.only(x, Set((0,), np.array([True, False, True])))
+    assert inside.values.tolist() == [1, 0, 2]
+    assert np.isnan(x.values[1])
+
+
 def test_standardize_is_rescale_of_center(library, x, axes, where):
     x, where = library.array(x), library.array(where)
     S = Set(axes, where)
