@@ -251,7 +251,7 @@ def test_only_removes_nan_and_leaves_its_input_alone(library):
 
 
 class Unassignable:
-    """An array that nothing is assigned to, as JAX's are: x.at[...].set makes another."""
+    """An array that nothing is assigned to, as JAX's are: x.at[i].set makes another."""
 
     def __init__(self, values):
         self.values = np.array(values)
