@@ -177,6 +177,7 @@ def read_terms(folder: Path) -> dict[str, Term]:
     faults = []
     for name, table in _read(path).items():
         term = Term(name=name, **_fields(table))
+        own: set[str] = set()
         names = {
             "name": [name],
             "japanese": [term.japanese],
@@ -186,11 +187,12 @@ def read_terms(folder: Path) -> dict[str, Term]:
         for field, words in names.items():
             for word in words:
                 other = terms.setdefault(normal(word), term)
-                if other is not term or (field != "name" and word == name):
+                if normal(word) in own or other is not term:
                     faults.append(
                         f"entry {name!r}, field {field!r}: {word!r} is a name of "
                         f"{other.name!r} already: a name belongs to one entry, once"
                     )
+                own.add(normal(word))
         if not term.reading and not KANA.fullmatch(term.japanese):
             faults.append(
                 f"entry {name!r}, field 'reading': missing: "
@@ -327,7 +329,7 @@ class _Words(SphinxDirective):
                 "reftype": "taught",
                 "reftarget": target,
                 "refdoc": self.env.docname,
-                "entry": f"{file}: entry {entry!r}",
+                "entry": f"{FOLDER.name}/{file}: entry {entry!r}",
             }
         return [*links, nodes.Text(".")] if links else []
 
@@ -440,11 +442,11 @@ class Conventions(_Words):
             add_row(grid, self.cells(row))
             below = self.inline(row.beware)
             below += [nodes.Text(" "), *self.places(self.file, row.name, row.taught)]
-            add_row(grid, [below], classes=["beware"])
+            add_row(grid, [[], below], classes=["beware"])
         return [grid]
 
     def cells(self, row: Convention) -> list[list[nodes.Node]]:
-        methods = ", ".join(METHODS[key].name for key in row.methods)
+        methods = ", ".join(row.methods)
         first = [
             nodes.Text(row.name),
             nodes.inline("", methods, classes=["small"]),
