@@ -442,7 +442,8 @@ class Conventions(_Words):
             add_row(grid, self.cells(row))
             below = self.inline(row.beware)
             below += [nodes.Text(" "), *self.places(self.file, row.name, row.taught)]
-            add_row(grid, [[], below], classes=["beware"])
+            if row.beware or row.taught:
+                add_row(grid, [[], below], classes=["beware"])
         return [grid]
 
     def cells(self, row: Convention) -> list[list[nodes.Node]]:
