@@ -52,8 +52,12 @@ HTML = [
 
 
 JAPANESE = r"[\u3005\u3040-\u30ff\u4e00-\u9fff]+"
-# A script or a style, the page's head, or the text between two tags.
-TEXT = re.compile(r"<(script|style|head|svg)\b.*?</\1>|>[^<]+<", re.DOTALL)
+# A script or a style, the page's head, what is marked as Japanese already, or the text
+# between two tags.
+TEXT = re.compile(
+    r'<(script|style|head|svg|\w+(?=[^<>]* lang="ja"))\b.*?</\1>|>[^<]+(?=<)',
+    re.DOTALL,
+)
 
 
 def without_thebe(app: Sphinx, page: str, template: str, context: Any, t: Any) -> None:
