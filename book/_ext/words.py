@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -307,8 +307,7 @@ class _Words(SphinxDirective):
         self.env.note_dependency(str(FOLDER / self.file))
         return self.pieces()
 
-    def pieces(self) -> list[nodes.Node]:
-        raise NotImplementedError
+    pieces: Callable[[], list[nodes.Node]]  # what each of them shows
 
     def terms(self) -> list[Term]:
         """Every term, from A to Z."""
