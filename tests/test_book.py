@@ -1,7 +1,9 @@
 """The extensions that make the pages: claims, math, the picture of sets, repairs."""
 
+import functools
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from fontTools.ttLib import TTFont  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 from sphinx.util.docutils import docutils_namespace  # noqa: E402
 
+from normbook.claims import claim_id  # noqa: E402
 from normbook.methods import METHODS  # noqa: E402
 
 STATIC = ROOT / "book" / "_static"
@@ -56,37 +59,38 @@ TWO = notebook(
     ("b = 1", "no claim: ✓ not at the start of the line\n"),
     ("c = 1", "✓ third\n"),
 )
+LAB = notebook("# Does it last?", ("a = 1", "✓ fourth\n"))
 NONE = notebook("# Chapter three", ("a = 1", "nothing\n"))
+
+
+def small_book(folder: Path, **pages: str) -> tuple[Path, str]:
+    """Build a book of a few pages; returns its output and what Sphinx warned of."""
+    (folder / "notebooks").mkdir()
+    names = [f"notebooks/{n}" if t[0] == "{" else n for n, t in pages.items()]
+    index = "# Book\n\n```{toctree}\n" + "\n".join(names) + "\n```\n"
+    for name, text in {"index": index, **pages}.items():
+        place = folder / "notebooks" if text.startswith("{") else folder
+        suffix = ".ipynb" if text.startswith("{") else ".md"
+        (place / name).with_suffix(suffix).write_text(text, encoding="utf-8")
+    warnings = io.StringIO()
+    settings = {
+        "extensions": ["myst_nb", "claims_page", "static_math"],
+        "nb_execution_mode": "off",
+        "myst_enable_extensions": ["amsmath", "dollarmath"],
+        "html_math_renderer": "static_math",
+    }
+    out = folder / "out"
+    with docutils_namespace():
+        Sphinx(
+            folder, None, out, folder / "trees", "html",
+            confoverrides=settings, status=None, warning=warnings,
+        ).build()  # fmt: skip
+    return out, warnings.getvalue()
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
-    """Build a small book; returns its output folder and what Sphinx warned of."""
-
-    def run(**pages: str) -> tuple[Path, str]:
-        (tmp_path / "notebooks").mkdir()
-        names = [f"notebooks/{n}" if t[0] == "{" else n for n, t in pages.items()]
-        index = "# Book\n\n```{toctree}\n" + "\n".join(names) + "\n```\n"
-        for name, text in {"index": index, **pages}.items():
-            folder = tmp_path / "notebooks" if text.startswith("{") else tmp_path
-            suffix = ".ipynb" if text.startswith("{") else ".md"
-            (folder / name).with_suffix(suffix).write_text(text, encoding="utf-8")
-        warnings = io.StringIO()
-        settings = {
-            "extensions": ["myst_nb", "claims_page", "static_math"],
-            "nb_execution_mode": "off",
-            "myst_enable_extensions": ["amsmath", "dollarmath"],
-            "html_math_renderer": "static_math",
-        }
-        out = tmp_path / "out"
-        with docutils_namespace():
-            Sphinx(
-                tmp_path, None, out, tmp_path / "trees", "html",
-                confoverrides=settings, status=None, warning=warnings,
-            ).build()  # fmt: skip
-        return out, warnings.getvalue()
-
-    return run
+    return functools.partial(small_book, tmp_path)
 
 
 # ---------------------------------------------------------------- claims
@@ -98,9 +102,12 @@ def test_collect_takes_only_claims(tmp_path: Path) -> None:
     chapter = claims_page.collect(path)
     assert chapter.title == "Chapter *two*"
     assert chapter.claims == [(1, "first, σ'²"), (1, "second, a < b"), (3, "third")]
+    path.write_text(NONE, encoding="utf-8")
+    os.utime(path, ns=(1, 1))
+    assert claims_page.collect(path).claims == []  # what changed is read again
 
 
-def test_claims_page_links_every_claim_to_its_cell(
+def test_the_claims_page_links_every_claim_to_its_line(
     build: Callable[..., tuple[Path, str]],
 ) -> None:
     out, warnings = build(
@@ -111,15 +118,114 @@ def test_claims_page_links_every_claim_to_its_cell(
     assert "3 claims in 2 chapters." in listed
     assert "0 claims." in listed
     chapter = (out / "notebooks/02_two.html").read_text(encoding="utf-8")
-    for number, statement in enumerate(("first, σ'²", "second, a &lt; b", "third"), 1):
-        link = f'href="notebooks/02_two.html#claim-02-{number}">{statement}</a>'
-        assert link in listed
-        assert chapter.count(f'id="claim-02-{number}"') == 1
-        assert f'<p class="claim">{statement}</p>' in chapter
+    for number, statement in enumerate(("first, σ'²", "second, a < b", "third"), 1):
+        name, text = claim_id(statement), statement.replace("<", "&lt;")
+        assert f'href="notebooks/02_two.html#{name}">{text}</a>' in listed
+        assert f'<span class="number">2.{number}</span>' in listed
+        assert chapter.count(f'id="{name}"') == 1
+        # The anchor is the claim's own line, and shows the same number.
+        assert f'<p class="claim" id="{name}">{text} <a' in chapter
+        assert f'href="#{name}" title="Link to this claim">2.{number}</a>' in chapter
     # What else the cell printed stays where it was.
-    assert chapter.index("before") < chapter.index('"claim">first')
-    assert chapter.index('"claim">second') < chapter.index("after")
+    assert chapter.index("before") < chapter.index(claim_id("first, σ'²"))
+    assert chapter.index(claim_id("second, a < b")) < chapter.index("after")
     assert "no claim: ✓ not" in chapter
+
+
+def test_lessons_and_labs_are_told_apart(
+    build: Callable[..., tuple[Path, str]],
+) -> None:
+    pages = {"02_two": TWO, "02_two_lab": LAB, "03_three": NONE}
+    out, warnings = build(**pages, claims="# Claims\n\n```{claims}\n```\n")
+    assert warnings == ""
+    listed = (out / "claims.html").read_text(encoding="utf-8")
+    assert "4 claims in 2 chapters." in listed
+    assert 'class="claims-of lesson chapter-2" id="claims-02_two"' in listed
+    assert 'class="claims-of lab chapter-2" id="claims-02_two_lab"' in listed
+    assert "<h2>Lab: Does it last?" in listed
+    assert 'href="notebooks/02_two_lab.html">Read the lab</a>' in listed
+    # A lab's numbers go on from its lesson's, on both pages.
+    lab = (out / "notebooks/02_two_lab.html").read_text(encoding="utf-8")
+    assert '<span class="number">2.4</span>' in listed
+    assert 'title="Link to this claim">2.4</a>' in lab
+    # The filter has what can be chosen, and is not shown without its script.
+    assert '<form class="claims-filter" hidden>' in listed
+    assert '<option value="2">Chapter *two*</option>' in listed
+    assert '<option value="lab">Labs</option>' in listed
+    assert "claims.js" in listed
+    assert "claims.js" not in lab
+
+
+def test_without_a_lab_there_is_no_choice_of_labs() -> None:
+    lesson = {"notebooks/02_two": claims_page.Chapter("Two", [])}
+    assert "claims-kind" not in claims_page.form(lesson)
+    assert "claims-chapter" in claims_page.form(lesson)
+
+
+def test_a_role_links_to_a_claim(build: Callable[..., tuple[Path, str]]) -> None:
+    linking = notebook(
+        "# Three\n\n| a |\n|---|\n| ({claim}`second, a < b`, {claim}`for the …`) |",
+        ("a = 1", "✓ for the third time, it lasts\n"),
+    )
+    page = "# Page\n\nSee {claim}`first, σ'²` and {claim}`third`.\n"
+    out, warnings = build(**{"02_two": TWO, "03_three": linking, "page": page})
+    assert warnings == ""
+    text = (out / "page.html").read_text(encoding="utf-8")
+    first = claim_id("first, σ'²")
+    assert (
+        f'href="notebooks/02_two.html#{first}" title="first, σ\'²">claim\xa02.1</a>'
+    ) in text
+    assert ">claim\xa02.3</a>" in text
+    table = (out / "notebooks/03_three.html").read_text(encoding="utf-8")
+    second, own = claim_id("second, a < b"), claim_id("for the third time, it lasts")
+    assert f'href="02_two.html#{second}" title="second, a &lt; b">claim\xa02.2' in table
+    # A link within the page names no file.
+    assert (
+        f'href="#{own}" title="for the third time, it lasts">claim\xa03.1</a>' in table
+    )
+
+
+def test_a_link_to_no_claim_fails_the_build(
+    build: Callable[..., tuple[Path, str]],
+) -> None:
+    page = "# Page\n\nNo {claim}`thrid`.\n"
+    _, warnings = build(**{"02_two": TWO, "page": page})
+    assert "page.md:3: WARNING: no cell claims 'thrid'" in warnings
+    assert "The nearest claim is 'third'" in warnings
+
+
+def test_a_beginning_must_be_that_of_one_claim() -> None:
+    statements = ["In the record A errs", "In the record B errs", "In the record"]
+    assert claims_page.find("In the record B …", statements) == statements[1]
+    assert claims_page.find("In the record", statements) == statements[2]  # it is whole
+    with pytest.raises(LookupError, match=r"3 claims begin with 'In the record': \["):
+        claims_page.find("In the record …", statements)
+    with pytest.raises(LookupError, match="nearest claim is 'In the record A errs'"):
+        claims_page.find("In the record A er", statements)  # no … at its end
+    with pytest.raises(LookupError, match="nearest claim is 'In the record B errs'"):
+        claims_page.find("In the reocrd B …", statements)
+    with pytest.raises(LookupError, match="no claim is stored"):
+        claims_page.find("anything", [])
+
+
+def test_every_link_of_the_book_leads_to_a_claim() -> None:
+    """The build says so as well, a minute later."""
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    statements = [
+        text for path in notebooks for _, text in claims_page.collect(path).claims
+    ]
+    written = [
+        page.read_text(encoding="utf-8") for page in (ROOT / "book").glob("*.md")
+    ]
+    for path in notebooks:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        written += [
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+        ]
+    links = re.findall(r"\{claim\}`([^`]*)`", "\n".join(written))
+    assert len(links) > 100
+    for text in links:
+        assert claims_page.find(text, statements)
 
 
 def test_count() -> None:

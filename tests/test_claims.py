@@ -1,8 +1,11 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from normbook.claims import claim
+from normbook.claims import claim, claim_id
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,24 @@ def test_several_truth_values_are_refused(several):
 def test_an_array_without_values_is_refused():
     with pytest.raises(ValueError, match="one truth value"):
         claim("none of them", np.array([]) > 0)
+
+
+def test_an_id_is_made_from_the_statement_alone():
+    statement = "Two samples come out as ±1 whatever they were"
+    assert claim_id(statement) == "claim-two-samples-come-out-as-1-5389bc"
+    assert claim_id("Torch's γ") == "claim-torchs-b7081d"
+    assert claim_id("γ = β") == "claim-553505"
+    # What the words leave out still tells two statements apart.
+    assert claim_id(statement + " before") != claim_id(statement)
+    assert claim_id("γ = 1") != claim_id("β = 1")
+
+
+def test_claims_needs_the_standard_library_alone():
+    command = (
+        "import sys, normbook.claims; "
+        "print({'numpy', 'torch', 'sphinx', 'docutils'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "set()\n"

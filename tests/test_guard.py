@@ -211,6 +211,12 @@ def prints(text: str) -> Change:
     return lambda small, cell: output(small, cell).update(text=text)
 
 
+def printed_unseen(small: NotebookNode, cell: int) -> None:
+    """A claim that a function of the package makes, where nbval compares nothing."""
+    tag("nbval-ignore-output")(small, cell)
+    prints("✓ 2 > 1\n")(small, cell)
+
+
 def becomes(key: str, value: str) -> Change:
     return lambda small, cell: output(small, cell).update({key: value})
 
@@ -238,6 +244,12 @@ CAUGHT: list[tuple[state.Rule, int, Change]] = [
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-skip")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-ignore-output")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, source("# NBVAL_SKIP")),
+    (state.claims_what_holds, CLAIM, prints("✗ 2 > 1\n")),
+    (state.claims_what_holds, CLAIM, prints("✗ 2 > 1\n  TypeError: no order\n")),
+    (state.claims_what_holds, PRINT, prints("mean 0.2500\n✗ 2 > 1\n")),
+    (state.compares_every_claim, CLAIM, tag("nbval-skip")),
+    (state.compares_every_claim, CLAIM, tag("nbval-ignore-output")),
+    (state.compares_every_claim, PRINT, printed_unseen),
 ]
 
 
@@ -260,10 +272,11 @@ def test_every_rule_has_a_planted_fault() -> None:
 
 def test_a_claim_made_twice_is_caught(notebook: NotebookNode) -> None:
     assert state.claimed_twice([notebook]) == []
-    assert state.claimed_twice([notebook, notebook]) == ["✓ 2 > 1"]
+    assert state.claimed_twice([notebook, notebook]) == ["2 > 1"]
 
 
 def test_an_honest_text_passes(notebook: NotebookNode) -> None:
     honest = copy.deepcopy(notebook)
+    output(honest, REPR).data["text/plain"] = "by-hand ✗ nothing here yet"
     output(honest, PRINT).text = "-0.5 N/A and/or 1.2346e-07 x/y/z 1/3 -0.0001 C·H/G\n"
     assert [fault for holds in state.RULES for fault in holds(honest)] == []

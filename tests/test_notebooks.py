@@ -15,6 +15,8 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
+from normbook.claims import FAILS, HOLDS, claim_id
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 Rule = Callable[[NotebookNode], list[str]]
@@ -49,6 +51,18 @@ def printed(output: NotebookNode) -> str:
 
 def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
+
+
+def not_compared(cell: NotebookNode) -> set[str]:
+    return {"nbval-ignore-output", "nbval-skip"} & set(tags(cell))
+
+
+def claims(cell: NotebookNode, *marks: str) -> list[str]:
+    """Return every line of a cell's outputs that begins with one of the marks."""
+    shown = (printed(output) for output in cell.outputs)
+    return [
+        line for text in shown for line in text.splitlines() if line.startswith(marks)
+    ]
 
 
 @rule
@@ -192,25 +206,45 @@ def gives_a_reason_for_what_is_not_compared(notebook: NotebookNode) -> list[str]
     for number, cell in enumerate(code_cells(notebook), start=1):
         if re.search(r"#\s*(NBVAL_|PYTEST_VALIDATE_)", cell.source):
             faults.append(f"cell {number} has a comment for nbval: use a tag")
-        spared = {"nbval-ignore-output", "nbval-skip"} & set(tags(cell))
+        spared = not_compared(cell)
         if spared and not cell.metadata.get("reason", "").strip():
             faults.append(f"cell {number} is {spared.pop()} without a reason")
     return faults
 
 
-def claims(notebook: NotebookNode) -> list[str]:
-    """Return every line that `claim` printed."""
+@rule
+def claims_what_holds(notebook: NotebookNode) -> list[str]:
     return [
-        line
-        for _, _, output in outputs(notebook)
-        for line in printed(output).splitlines()
-        if line.startswith("✓ ")
+        f"cell {number} stores {line!r}, a claim that does not hold"
+        for number, cell in enumerate(code_cells(notebook), start=1)
+        for line in claims(cell, FAILS)
+    ]
+
+
+@rule
+def compares_every_claim(notebook: NotebookNode) -> list[str]:
+    # A claim only prints, so a stored ✓ that nobody compares would prove nothing.
+    return [
+        f"cell {number} is {', '.join(not_compared(cell))} and makes a claim: "
+        "give the claim a cell of its own"
+        for number, cell in enumerate(code_cells(notebook), start=1)
+        if not_compared(cell)
+        and (re.search(r"\bclaim\(", cell.source) or claims(cell, HOLDS, FAILS))
+    ]
+
+
+def statements(notebooks: list[NotebookNode]) -> list[str]:
+    return [
+        line.removeprefix(HOLDS)
+        for notebook in notebooks
+        for cell in code_cells(notebook)
+        for line in claims(cell, HOLDS)
     ]
 
 
 def claimed_twice(notebooks: list[NotebookNode]) -> list[str]:
-    counts = Counter(line for notebook in notebooks for line in claims(notebook))
-    return [line for line, count in counts.items() if count > 1]
+    counts = Counter(statements(notebooks))
+    return [statement for statement, count in counts.items() if count > 1]
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +264,18 @@ def test_notebook(holds: Rule, path: Path, stored: dict[Path, NotebookNode]) -> 
 
 def test_every_claim_is_made_once(stored: dict[Path, NotebookNode]) -> None:
     assert claimed_twice(list(stored.values())) == []
+
+
+def test_every_claim_has_an_id_of_its_own(stored: dict[Path, NotebookNode]) -> None:
+    every = statements(list(stored.values()))
+    assert len({claim_id(statement) for statement in every}) == len(set(every)) > 0
+
+
+def test_no_link_names_a_claim_by_its_number(stored: dict[Path, NotebookNode]) -> None:
+    """A number is computed when the book is built; {claim}`statement` links to it."""
+    pages = (NOTEBOOKS[0].parents[1] / "book").glob("*.md")
+    written = {page: page.read_text(encoding="utf-8") for page in pages}
+    for path, notebook in stored.items():
+        written[path] = "\n".join(cell.source for cell in notebook.cells)
+    typed = re.compile(r"#claim-|\bclaims? \d+\.\d+")
+    assert [path.name for path, text in written.items() if typed.search(text)] == []

@@ -188,18 +188,104 @@ def test_images_have_text_and_links_a_target(visit: Any, path: str) -> None:
         assert dead == []
 
 
-def test_every_claim_leads_to_its_cell(visit: Any) -> None:
+def test_every_claim_leads_to_its_own_line(visit: Any) -> None:
     with visit("book/claims.html", viewport=DESK) as seen:
-        links = seen.page.locator("ol.claims a").evaluate_all(
+        links = seen.page.locator("ul.claims a").evaluate_all(
             "all => all.map(a => [a.href, a.textContent])"
         )
+        assert len(links) > 100
         for address in {href.split("#")[0] for href, _ in links}:
             seen.page.goto(address)
-            for href, statement in links:
-                place, _, name = href.partition("#")
-                if place == address:
-                    cell = seen.page.locator(f".cell:has(#{name}), .cell#{name}")
-                    assert statement in cell.inner_text()
+            lines = seen.page.locator("p.claim[id]").evaluate_all(
+                "all => all.map(p => [p.id, p.firstChild.textContent.trim()])"
+            )
+            there = [(h.split("#")[1], text) for h, text in links if address in h]
+            assert [tuple(line) for line in lines] == there
+
+
+def test_a_linked_claim_is_ringed_and_in_view_with_its_code(visit: Any) -> None:
+    for window in (DESK, PHONE):
+        with visit("notebooks/06_comparison.html", viewport=window) as seen:
+            seen.page.locator(".bd-article td a[title]").first.click()
+            seen.page.wait_for_load_state()
+            line = seen.page.locator("p.claim:target")
+            box = line.bounding_box()
+            # Below the middle of the window there is nothing of the code to see.
+            assert 0.3 < box["y"] / window["height"] < 0.6
+            assert line.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+            assert seen.page.locator("p.claim").count() > 1
+
+
+def test_claims_can_be_filtered_by_keyboard(visit: Any) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with visit("book/claims.html", viewport=DESK) as seen:
+        page = seen.page
+        every = page.locator("ul.claims li").count()
+        total = page.get_by_role("status")
+        assert total.inner_text() == f"{every} claims in 7 chapters."
+        page.get_by_label("Words of a claim").focus()
+        page.keyboard.type("GRADIENT layer")
+        left = page.locator("ul.claims li:visible")
+        words = [text.lower() for text in left.all_inner_texts()]
+        assert 0 < len(words) < every
+        assert all("gradient" in text and "layer" in text for text in words)
+        assert total.inner_text() == f"{len(words)} of {every} claims in 7 chapters."
+        page.keyboard.press("Tab")  # to the chapters
+        page.keyboard.type("Batch norm")
+        numbers = page.locator("ul.claims .number:visible").all_inner_texts()
+        assert 0 < len(numbers) < len(words)
+        assert all(number.startswith("2.") for number in numbers)
+        # Nothing is left of another chapter, nor a line that leads there.
+        assert page.locator("section.claims-of:visible").count() == 1
+        assert page.locator(".page-toc a:visible").count() == 1
+        assert seen.faults == []
+        report = Axe().run(page)
+        assert report.violations_count == 0, report.generate_report()
+        page.keyboard.type("all")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Delete")
+        assert left.count() == every
+        page.keyboard.press("Enter")  # sends nothing anywhere
+        assert page.url.endswith("claims.html")
+
+
+def test_the_claims_page_is_whole_without_a_script(visit: Any) -> None:
+    with visit("book/claims.html", viewport=DESK, java_script_enabled=False) as seen:
+        rows = seen.page.locator("ul.claims li")
+        assert seen.page.locator("ul.claims li:visible").count() == rows.count() > 100
+        assert not seen.page.locator("form.claims-filter").is_visible()
+
+
+def test_the_filter_is_loaded_on_its_page_alone() -> None:
+    if PAGES == [None]:
+        unavailable("the book is not built (make book)")
+    loading = [
+        page for page in PAGES if "claims.js" in (HTML / page).read_text("utf-8")
+    ]
+    assert loading == ["book/claims.html"]
+
+
+def test_lessons_and_labs_can_be_chosen(browser: Any, tmp_path: Path) -> None:
+    from test_book import LAB, NONE, TWO, small_book
+
+    pages = {"02_two": TWO, "02_two_lab": LAB, "03_three": NONE}
+    out, _ = small_book(tmp_path, **pages, claims="# Claims\n\n```{claims}\n```\n")
+    script = ROOT / "book" / "_static" / "claims.js"
+    shutil.copy(script, out / "_static")
+    page = browser.new_page()
+    page.goto((out / "claims.html").as_uri())  # from a disk, as `make book` says
+    shown = page.locator("section.claims-of:visible")
+    assert shown.count() == 3
+    page.get_by_label("Where").select_option("Labs")
+    assert shown.locator("h2").all_inner_texts() == ["Lab: Does it last?"]
+    assert page.get_by_role("status").inner_text() == "1 of 4 claims in 2 chapters."
+    page.get_by_label("Where").select_option("Lessons")
+    assert shown.locator("li").count() == 3
+    page.get_by_label("Chapter").select_option("Chapter three")
+    assert shown.count() == 0
+    page.close()
 
 
 def test_the_book_can_be_used_by_keyboard(visit: Any) -> None:

@@ -1,12 +1,6 @@
-"""The figures, tables and links of chapter 6 say what the package computes.
+"""The figures and tables of chapter 6 say what the package computes."""
 
-`python tests/test_plots_comparison.py` writes the numbers of the claims that the
-chapter links to anew, after a chapter has gained or lost some.
-"""
-
-import html
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,19 +13,11 @@ import nbformat
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "book" / "_ext")]
-import claims_page  # noqa: E402
+from normbook import functional, plots
+from normbook.plots import comparison
 
-from normbook import functional, plots  # noqa: E402
-from normbook.plots import comparison  # noqa: E402
-
-NOTEBOOK = ROOT / "notebooks" / "06_comparison.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_comparison.ipynb"
 IMAGES = {"N": 4, "C": 6, "H": 5, "W": 3}
-LINK = re.compile(
-    r'<a href="(?:(?P<page>\w+)\.html)?#claim-(?P<anchor>\d\d-\d+)" '
-    r'title="(?P<title>[^"]*)">claim (?P<shown>\d+\.\d+)</a>'
-)
 
 
 @pytest.fixture
@@ -151,56 +137,7 @@ def test_what_was_touched_is_what_the_opening_figure_shows():
         assert np.array_equal(moved, plots.shares_statistics(sets, shape, cell)) == same
 
 
-# ------------------------------------------------------------- links and counts
-
-
-def claims():
-    """Every chapter's number and page, by statement."""
-    return {
-        statement: (page.stem, number)
-        for page in sorted((ROOT / "notebooks").glob("*.ipynb"))
-        for number, (_, statement) in enumerate(claims_page.collect(page).claims, 1)
-    }
-
-
-def relinked(text):
-    """The text with every link leading to the claim that its title states."""
-    known = claims()
-
-    def link(match):
-        statement = html.unescape(match["title"])
-        if statement not in known:
-            raise ValueError(f"no chapter claims {statement!r} any more")
-        page, number = known[statement]
-        chapter = page.split("_")[0]
-        there = "" if page == NOTEBOOK.stem else f"{page}.html"
-        return (
-            f'<a href="{there}#claim-{chapter}-{number}" title="{match["title"]}">'
-            f"claim {int(chapter)}.{number}</a>"
-        )
-
-    return LINK.sub(link, text)
-
-
-def markdown_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-
-
-def test_every_link_leads_to_the_claim_that_its_title_states():
-    cells = markdown_cells(nbformat.read(NOTEBOOK, as_version=4))
-    text = "\n".join(cell.source for cell in cells)
-    assert len(LINK.findall(text)) == text.count("#claim-") > 50
-    for cell in cells:
-        assert relinked(cell.source) == cell.source, "run this file as a script"
-
-
-def test_a_link_to_a_lost_claim_is_noticed():
-    lost = '<a href="02_batch_norm.html#claim-02-1" title="No such">claim 2.1</a>'
-    with pytest.raises(ValueError, match="no chapter claims 'No such'"):
-        relinked(lost)
-    statement = next(iter(claims()))
-    wrong = f'<a href="#claim-06-9" title="{html.escape(statement)}">claim 6.9</a>'
-    assert "01_one_idea.html#claim-01-1" in relinked(wrong)
+# ------------------------------------------------------------------ counts
 
 
 def test_the_audit_counts_its_own_verdicts():
@@ -220,11 +157,4 @@ def test_every_letter_of_the_guide_has_its_reasons():
         re.findall(r"^\| ([a-z]) \| (.*) \|$", cells["guide-table"].source, re.M)
     )
     assert sorted(rows) == sorted(drawn)
-    assert all("#claim-" in why or "{cite:" in why for why in rows.values())
-
-
-if __name__ == "__main__":
-    stored = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in markdown_cells(stored):
-        cell.source = relinked(cell.source)
-    nbformat.write(stored, NOTEBOOK)
+    assert all("{claim}" in why or "{cite:" in why for why in rows.values())

@@ -1,7 +1,11 @@
 """Statements of the book that are checked where they are made."""
 
+import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
+
+HOLDS, FAILS = "✓ ", "✗ "  # how the line of a claim begins
 
 
 def claim(statement: str, holds: Any | Callable[[], Any]) -> None:
@@ -27,4 +31,16 @@ def claim(statement: str, holds: Any | Callable[[], Any]) -> None:
             f"a claim needs one truth value; got an array of shape {shape}. "
             "Say which you mean: .all() or .any()."
         )
-    print(f"{'✓' if bool(holds) else '✗'} {statement}{reason}")
+    print(f"{HOLDS if bool(holds) else FAILS}{statement}{reason}")
+
+
+def claim_id(statement: str) -> str:
+    """Return the id of a claim: "claim-two-samples-come-out-as-1-5389bc".
+
+    It is made from the statement alone, so it stays where it is when other claims come
+    or go, and moves with its claim: six words in ASCII, for a reader of the address,
+    and six digits of the whole statement's SHA-256.
+    """
+    words = re.findall(r"[a-z0-9]+", statement.lower().replace("'", ""))[:6]
+    digest = hashlib.sha256(statement.encode()).hexdigest()[:6]
+    return "-".join(["claim", *words, digest])
