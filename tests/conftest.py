@@ -107,5 +107,18 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 
 @pytest.fixture
+def ax():
+    """Empty Matplotlib axes in the book's style."""
+    import matplotlib.pyplot as plt
+
+    from normbook import plots
+
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots()
+        yield axes
+        plt.close(figure)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -14,7 +14,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -32,14 +31,6 @@ LINK = re.compile(
     r'<a href="(?:(?P<page>\w+)\.html)?#claim-(?P<anchor>\d\d-\d+)" '
     r'title="(?P<title>[^"]*)">claim (?P<shown>\d+\.\d+)</a>'
 )
-
-
-@pytest.fixture
-def ax():
-    with plt.style.context(plots.STYLE):
-        figure, axes = plt.subplots()
-        yield axes
-        plt.close(figure)
 
 
 # ------------------------------------------------------------------ tables
