@@ -1,6 +1,6 @@
 """What the tests share: every array library through one fixture, and one tolerance.
 
-Nothing here needs more than pytest, NumPy and torch. JAX is tested where it is
+Importing it needs no more than pytest, NumPy and torch. JAX is tested where it is
 installed: no line of `normbook` names it.
 """
 
