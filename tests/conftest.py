@@ -1,6 +1,6 @@
 """What the tests share: every array library through one fixture, and one tolerance.
 
-Nothing here needs more than pytest, NumPy and torch. JAX is tested where it is
+Importing it needs no more than pytest, NumPy and torch. JAX is tested where it is
 installed: no line of `normbook` names it.
 """
 
@@ -104,6 +104,19 @@ if torch.cuda.is_available():
 def library(request: pytest.FixtureRequest) -> Library:
     """Every array library that is here; a test that takes this runs on each."""
     return request.param
+
+
+@pytest.fixture
+def ax():
+    """Empty Matplotlib axes in the book's style."""
+    import matplotlib.pyplot as plt
+
+    from normbook import plots
+
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots()
+        yield axes
+        plt.close(figure)
 
 
 @pytest.fixture

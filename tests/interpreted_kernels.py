@@ -7,25 +7,17 @@ when it decorates a kernel.
 import copy
 import math
 
+import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
+from layers import CENTERED, MAPS, ROWS, VARIANTS, WIDE, randomized, results
 
 from normbook import fast
-from normbook import nn as nb
 from normbook.fast import gpu
 
 # Sets of odd sizes, of one block and of several; N, channels, positions.
 SHAPES = [(3, 4, 5, 7), (5, 4, 1, 3), (2, 8, 3, 1)]
-LAYERS = {
-    "BatchNorm": lambda shape: nb.BatchNorm(shape[1]),
-    "InstanceNorm": lambda shape: nb.InstanceNorm(
-        shape[1], affine=True, track_running_stats=True
-    ),
-    "LayerNorm": lambda shape: nb.LayerNorm(shape[1:]),
-    "GroupNorm": lambda shape: nb.GroupNorm(2, shape[1]),
-    "RMSNorm": lambda shape: nb.RMSNorm(shape[-2:], eps=1e-5),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -49,27 +41,14 @@ def calls(monkeypatch):
     return found
 
 
-def ready(layer, dtype):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(0.5, 2.0, generator=generator)
-    return layer.to(dtype)
+def build(variant, shape):
+    """The layer, with an ε that does not depend on x's dtype."""
+    return randomized(variant.build(shape, eps=1e-5))
 
 
-def run(layer, x, dy, *where):
-    x = x.detach().requires_grad_()
-    y = layer(x, *where)
-    y.backward(dy)
-    found = [y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
-    return [value.detach() for value in found]
-
-
-def compare(layer, x, dy, *where, times=1.0):
+def compare(layer, x, dy, where=None, times=1.0):
     """The layer by kernels beside a copy of it in float64, which no kernel takes."""
-    exact = copy.deepcopy(layer).double()
-    got = run(layer, x, dy, *where)
-    want = run(exact, x.double(), dy.double(), *where)
+    got, want = layers.beside_float64(layer, x, dy, where)
     assert got[0].stride() == got[1].stride() == x.stride()
     assert got[0].dtype == got[1].dtype == x.dtype
     for value, true in zip(got, want, strict=True):
@@ -87,25 +66,23 @@ def data(shape, dtype=torch.float32, channels_last=False, mean=1.0):
     return x, dy
 
 
-# Trailing axes do not lie together in channels_last: no kernel takes these two there.
-LAYOUTS = [(name, False) for name in LAYERS]
-LAYOUTS += [(name, True) for name in LAYERS if name not in ("LayerNorm", "RMSNorm")]
+# Trailing axes do not lie together in channels_last: no kernel takes rows there.
+LAYOUTS = [(name, False) for name in WIDE] + [(name, True) for name in MAPS]
 
 
 @pytest.mark.parametrize(("name", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layers(name, shape, channels_last, calls):
-    layer = ready(LAYERS[name](shape), torch.float32)
-    compare(layer, *data(shape, torch.float32, channels_last))
+    compare(build(WIDE[name], shape), *data(shape, torch.float32, channels_last))
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", WIDE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("parameters", ["float32", "the same"])
 def test_dtypes(name, dtype, parameters, calls):
     shape = SHAPES[0]
-    layer = ready(LAYERS[name](shape), torch.float32)
+    layer = build(WIDE[name], shape)
     if parameters == "the same":
         layer = layer.to(dtype)
     # The interpreter cuts bfloat16 off as it stores it, where a GPU rounds.
@@ -114,10 +91,9 @@ def test_dtypes(name, dtype, parameters, calls):
 
 
 @pytest.mark.parametrize("width", [1, 2, 33, 1000, 3000])
-@pytest.mark.parametrize("kind", [nb.LayerNorm, nb.RMSNorm])
-def test_rows_of_any_width(kind, width, calls):
-    layer = ready(kind(width, eps=1e-5), torch.float32)
-    compare(layer, *data((7, width)))
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_any_width(name, width, calls):
+    compare(build(layers.LAYERS[name], (7, width)), *data((7, width)))
     assert len(calls) == 1
 
 
@@ -133,11 +109,11 @@ def limited(monkeypatch, limits):
 
 
 TOO_LARGE = {
-    "LayerNorm": (lambda: nb.LayerNorm(150), (2, 150)),
-    "RMSNorm": (lambda: nb.RMSNorm([3, 50], eps=1e-5), (3, 3, 50)),
-    "GroupNorm": (lambda: nb.GroupNorm(2, 4), (2, 4, 7, 11)),
-    "GroupNorm of (N, C)": (lambda: nb.GroupNorm(2, 140), (2, 140)),
-    "InstanceNorm": (lambda: nb.InstanceNorm(3, affine=True), (2, 3, 7, 11)),
+    "LN": (layers.LAYERS["LN"], (2, 150)),
+    "RMSNorm of two axes": (VARIANTS["RMSNorm of two axes"], (3, 3, 50)),
+    "GN": (layers.LAYERS["GN"], (2, 4, 7, 11)),
+    "GN of vectors": (layers.LAYERS["GN"], (2, 140)),
+    "IN": (layers.LAYERS["IN"], (2, 3, 7, 11)),
 }
 
 
@@ -150,14 +126,14 @@ TOO_LARGE = {
     ],
 )
 def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
-    layer, shape = TOO_LARGE[name]
+    variant, shape = TOO_LARGE[name]
     limited(monkeypatch, SPLIT_ALL)
     tile = gpu._View.tile
     monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
     monkeypatch.setattr(gpu, "_forward", None)
     monkeypatch.setattr(gpu, "_backward", None)
     compare(
-        ready(layer(), torch.float32),
+        build(variant, shape),
         *data(shape, channels_last=layout != "contiguous"),
     )
     assert len(calls) == 1
@@ -166,9 +142,9 @@ def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
 @pytest.mark.parametrize("name", TOO_LARGE)
 @pytest.mark.parametrize("affine", ["both", "none", "γ", "β"])
 def test_sets_that_are_walked(name, affine, monkeypatch):
-    layer, shape = TOO_LARGE[name]
-    layer = ready(layer(), torch.float32)
-    if name != "RMSNorm":
+    variant, shape = TOO_LARGE[name]
+    layer = build(variant, shape)
+    if variant.centered:
         layer.bias = layer.bias if affine in ("both", "β") else None
     layer.weight = layer.weight if affine in ("both", "γ") else None
     limited(monkeypatch, WALK_ALL)
@@ -179,75 +155,70 @@ def test_sets_that_are_walked(name, affine, monkeypatch):
 
 def test_sums_too_many_for_the_registers(monkeypatch):
     monkeypatch.setattr(gpu, "SUMS", 32)
-    compare(ready(nb.LayerNorm(50), torch.float32), *data((5, 50)))
-    compare(ready(nb.GroupNorm(2, 120), torch.float32), *data((5, 120)))
+    compare(build(layers.LAYERS["LN"], (5, 50)), *data((5, 50)))
+    compare(build(layers.LAYERS["GN"], (5, 120)), *data((5, 120)))
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (7, 67)])
 def test_batch_norm_of_vectors(shape, calls):
-    compare(ready(nb.BatchNorm(shape[1]), torch.float32), *data(shape))
+    compare(build(layers.LAYERS["BN"], shape), *data(shape))
     assert calls[0].channels_last
 
 
-MASKABLE = ["BatchNorm", "InstanceNorm", "GroupNorm"]
 REAL = torch.arange(18) < torch.tensor([18, 2, 11])[:, None, None]
 
 
-@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("limits", [{}, SPLIT_ALL, WALK_ALL])
 def test_lengths(name, limits, calls, monkeypatch):
     limited(monkeypatch, limits)
     x, dy = data((3, 4, 18))
-    layer = ready(LAYERS[name]((3, 4, 18)), torch.float32)
+    layer = build(WIDE[name], (3, 4, 18))
     clean = compare(copy.deepcopy(layer), x, dy, REAL)
     assert len(calls) == 1
     assert not clean[0].masked_select(~REAL).any()
     nan = float("nan")
-    dirty = run(layer, torch.where(REAL, x, nan), torch.where(REAL, dy, nan), REAL)
+    dirty = results(layer, torch.where(REAL, x, nan), torch.where(REAL, dy, nan), REAL)
     assert all(map(torch.equal, clean, dirty))
 
 
-@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm", "LayerNorm"])
+@pytest.mark.parametrize("name", CENTERED)
 @pytest.mark.parametrize("affine", ["none", "γ", "β"])
 def test_without_parameters(name, affine):
-    layer = ready(LAYERS[name](SHAPES[0]), torch.float32)
+    layer = build(WIDE[name], SHAPES[0])
     layer.weight = layer.weight if affine == "γ" else None
     layer.bias = layer.bias if affine == "β" else None
     compare(layer, *data(SHAPES[0]))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", WIDE)
 def test_gradients_that_come_in_other_strides(name):
-    layer = ready(LAYERS[name](SHAPES[1]), torch.float32)
+    layer = build(WIDE[name], SHAPES[1])
     x, dy = data(SHAPES[1])
     compare(copy.deepcopy(layer), x, dy[:1, :1].expand_as(x))
     compare(layer, x, dy.mT.contiguous().mT)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", WIDE)
 def test_second_derivatives(name):
-    layer = ready(LAYERS[name](SHAPES[1]), torch.float32)
+    layer = build(WIDE[name], SHAPES[1])
     x, dy = data(SHAPES[1])
 
-    def twice(layer, x, dy):
-        x = x.clone().requires_grad_()
-        (dx,) = torch.autograd.grad((layer(x) * dy).sum(), x, create_graph=True)
-        return torch.autograd.grad((dx**2).sum(), [x, layer.weight])
-
-    got = twice(layer, x, dy)
-    want = twice(copy.deepcopy(layer).double(), x.double(), dy.double())
+    exact = copy.deepcopy(layer).double()
+    got = layers.second_derivatives(layer, x, dy)
+    want = layers.second_derivatives(exact, x.double(), dy.double())
     for value, true in zip(got, want, strict=True):
         assert error(value, true) < 10 * TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "RMSNorm"])
+@pytest.mark.parametrize("name", CENTERED)
 @pytest.mark.parametrize("split", [False, True])
 def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
     """E[x²] − E[x]² keeps no digit here."""
     if split:
         for limit in LIMITS:
             monkeypatch.setattr(gpu, limit, 2)
-    layer = LAYERS[name](SHAPES[0])
+    layer = WIDE[name].build(SHAPES[0])
     x, _ = data(SHAPES[0], mean=1e4)
     want = copy.deepcopy(layer).double()(x.double())
     assert error(layer(x), want) < 1e-3
@@ -255,28 +226,26 @@ def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
 
 @pytest.mark.parametrize("channels", [5, 6, 12])
 def test_a_program_takes_several_rows_of_any_number_of_groups(channels, calls):
-    layer = ready(LAYERS["InstanceNorm"]((200, channels)), torch.float32)
-    compare(layer, *data((200, channels, 4)))
+    shape = (200, channels, 4)
+    compare(build(WIDE["IN"], shape), *data(shape))
     (work,) = calls
     rows = gpu._rows(work, 4, gpu.BACKWARD)["ROWS"]
     assert rows > math.gcd(rows, channels)
 
 
-@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm"])
+@pytest.mark.parametrize("name", ["BN", "GN"])
 def test_a_mean_whose_square_is_infinite(name, monkeypatch):
     for limit in LIMITS:
         monkeypatch.setattr(gpu, limit, 2)
     x, _ = data(SHAPES[0])
     x = 3e19 + 1e17 * x
-    layer = LAYERS[name](SHAPES[0])
+    layer = WIDE[name].build(SHAPES[0])
     want = copy.deepcopy(layer).double()(x.double())
     assert error(layer(x), want) < 1e-3
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", WIDE)
 def test_the_same_bits_again(name):
     x, dy = data(SHAPES[1])
-    first, again = (
-        run(ready(LAYERS[name](SHAPES[1]), torch.float32), x, dy) for _ in range(2)
-    )
+    first, again = (results(build(WIDE[name], SHAPES[1]), x, dy) for _ in range(2))
     assert all(map(torch.equal, first, again))

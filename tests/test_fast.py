@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
+from layers import MAPS, TRACKING, VARIANTS, randomized
 from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("numba")
@@ -18,35 +20,24 @@ from normbook import nn as nb
 from normbook.fast import cpu
 from normbook.functional import InputError, instance_sets
 
-LAYERS = {
-    "BN": (lambda: nb.BatchNorm(4), (3, 4, 5, 6)),
-    "BN of vectors": (lambda: nb.BatchNorm(4), (6, 4)),
-    "IN": (lambda: nb.InstanceNorm(4, affine=True), (3, 4, 5, 6)),
-    "GN": (lambda: nb.GroupNorm(2, 4), (3, 4, 5, 6)),
-    "LN": (lambda: nb.LayerNorm(6), (3, 4, 5, 6)),
-    "LN of two axes": (lambda: nb.LayerNorm((5, 6)), (3, 4, 5, 6)),
-    "RMSNorm": (lambda: nb.RMSNorm(6), (3, 4, 5, 6)),
+SHAPE = (3, 4, 5, 6)
+LAYERS = {key: (layer, SHAPE) for key, layer in layers.LAYERS.items()} | {
+    "BN of vectors": (layers.LAYERS["BN"], (6, 4)),
+    "LN of two axes": (VARIANTS["LN of two axes"], SHAPE),
 }
 EVERY = pytest.mark.parametrize("name", LAYERS)
 
 
 def build(name, **factory):
-    make, shape = LAYERS[name]
-    generator = torch.Generator().manual_seed(5)
-    layer = make()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(0.5, 2, generator=generator)
-    x = 2 + 3 * torch.randn(shape, generator=generator)
-    return layer.to(**factory), x.to(**factory)
+    layer, shape = LAYERS[name]
+    x = 2 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    return randomized(layer.build(shape)).to(**factory), x.to(**factory)
 
 
-def results(layer, x, **given):
+def results(layer, x, where=None):
     """y and all first gradients for a random dy."""
-    x = x.detach().requires_grad_()
-    y = layer(x, **given)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(6)).to(y)
-    return y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(6)).to(x)
+    return layers.outputs_and_gradients(layer, x, dy, where)
 
 
 @pytest.fixture
@@ -186,7 +177,7 @@ def test_an_epsilon_that_is_no_number_is_refused_as_ever():
         nb.LayerNorm(4, eps="small")(torch.randn(2, 4))
 
 
-@pytest.mark.parametrize("name", ["BN", "IN", "GN"])
+@pytest.mark.parametrize("name", MAPS)
 def test_masks(name, calls):
     """A run of lengths asks a kernel; a hole, or another axis, the plain path."""
     layer, _ = build(name)
@@ -211,7 +202,7 @@ def test_lengths_of_long_samples_are_counted():
     assert fast.lengths(where, x, sets).tolist() == [60_000]
 
 
-@pytest.mark.parametrize("name", ["BN", "IN", "GN"])
+@pytest.mark.parametrize("name", MAPS)
 def test_masks_that_leave_too_few_values_raise(name):
     layer, _ = build(name)
     where = torch.zeros(3, 1, 7, dtype=torch.bool)
@@ -265,7 +256,7 @@ def test_a_gradient_that_is_differentiated_is_the_same_gradient(name):
     assert same(*found)
 
 
-@pytest.mark.parametrize("name", ["BN", "IN", "GN"])
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("change", [torch.Tensor.contiguous, torch.Tensor.double])
 def test_what_was_saved_may_come_back_in_another_layout_or_dtype(name, change):
     layer, x = build(name)
@@ -357,8 +348,8 @@ def test_parameters_and_buffers_of_another_shape_are_refused(calls):
     layer.weight = torch.nn.Parameter(torch.ones(6, 5))
     with pytest.raises(InputError, match="gamma"):
         layer(x)
-    for name in TRACKING:
-        layer = TRACKING[name](4, track_running_stats=True)
+    for tracking in TRACKING.values():
+        layer = tracking.build(SHAPE)
         for changed in ("running_mean", "running_var"):
             for values in (1, 2, 8):
                 other = copy.deepcopy(layer)
@@ -432,13 +423,10 @@ def test_meta_tensors(name, calls):
     assert calls == []
 
 
-TRACKING = {"BN": nb.BatchNorm, "IN": nb.InstanceNorm}
-
-
 @pytest.mark.parametrize("name", TRACKING)
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.3, 1.0])
 def test_running_statistics(name, momentum, calls):
-    ours = TRACKING[name](4, momentum=momentum, track_running_stats=True)
+    ours = TRACKING[name].build((3, 4, 7), momentum=momentum)
     plain = copy.deepcopy(ours)
     generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([7, 4, 2])
@@ -469,7 +457,7 @@ def test_running_statistics(name, momentum, calls):
 def test_a_kernel_moves_running_statistics_that_it_can_read(
     name, change, by_kernel, monkeypatch
 ):
-    layer = TRACKING[name](4, momentum=0.3, track_running_stats=True)
+    layer = TRACKING[name].build((3, 4, 7), momentum=0.3)
     layer.running_mean = change(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     layer.running_var = change(torch.tensor([5.0, 6.0, 7.0, 8.0]))
     before = [buffer.clone() for buffer in (layer.running_mean, layer.running_var)]

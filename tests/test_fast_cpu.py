@@ -3,13 +3,15 @@
 import ctypes
 import os
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import VARIANTS, Variant
 
 pytest.importorskip("numba")
 from numba import njit
@@ -21,59 +23,11 @@ EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class Method(NamedTuple):
-    """A normalization: its sets, its plain formula and that formula's VJP."""
-
-    sets: Any
-    plain: Any
-    vjp: Any
-    settings: tuple[Any, ...] = ()  # between x and γ, as group norm's groups
-    keywords: tuple[tuple[str, Any], ...] = ()
-    least: int = 2  # axes
-    centered: bool = True
-
-    def values(self, shape):
-        """The shape of γ and β."""
-        return tuple(shape[axis] for axis in self.sets(shape).param)
-
-
-def group(groups):
-    return Method(
-        lambda shape: functional.group_sets(shape, groups),
-        functional.group_norm,
-        functional.group_norm_vjp,
-        (groups,),
-    )
-
-
-def layer(*axes):
-    return Method(
-        lambda shape: functional.layer_sets(shape, axes),
-        functional.layer_norm,
-        functional.layer_norm_vjp,
-        keywords=(("axes", axes),),
-        least=len(axes),
-    )
-
-
-METHODS = {
-    "BN": Method(
-        functional.batch_sets, functional.batch_norm, functional.batch_norm_vjp
-    ),
-    "IN": Method(
-        functional.instance_sets,
-        functional.instance_norm,
-        functional.instance_norm_vjp,
-        least=3,
-    ),
-    "GN1": group(1),
-    "GN2": group(2),
-    "LN": layer(-1),
-    "LN of two axes": layer(-2, -1),
-    "RMSNorm": layer(-1)._replace(
-        plain=functional.rms_norm, vjp=functional.rms_norm_vjp, centered=False
-    ),
+METHODS = layers.LAYERS | {
+    name: VARIANTS[name] for name in ("GN of one group", "LN of two axes")
 }
+# Those whose γ indexes the channels of maps: kernels read these in channels_last, too.
+MAPS = [name for name, variant in METHODS.items() if variant.method.axis == 1]
 # Odd and even, one, more than one vector or one chunk, one sample, five axes.
 SHAPES = [
     (3, 4),
@@ -92,7 +46,7 @@ SMALL = {"CACHE": 6, "CHUNK": 40, "ROWS": 5, "PARTS": 3}
 class Case(NamedTuple):
     """A method's inputs, made for one seed."""
 
-    method: Method
+    method: Variant
     x: torch.Tensor
     dy: torch.Tensor
     gamma: torch.Tensor | None
@@ -124,12 +78,10 @@ class Case(NamedTuple):
         sets = method.sets(x.shape)
         if self.lengths is not None:
             where = torch.arange(x.shape[-1]) < self.lengths[:, None, None]
-        given = {"eps": EPS, **dict(method.keywords)}
-        if where is not None:
-            given["where"] = where
+        settings = {"eps": EPS} if where is None else {"eps": EPS, "where": where}
         parameters = (gamma, beta) if method.centered else (gamma,)
-        y = method.plain(x, *method.settings, *parameters, **given)
-        gradients = method.vjp(dy, x, *method.settings, *parameters, **given)
+        y = method.function(x, *parameters, **settings)
+        gradients = method.vjp(dy, x, *parameters, **settings)
         if not method.centered:
             return y, *gradients, None, x.pow(2).mean(sets.axes).flatten()
         moments = functional.moments(x, sets, where)
@@ -167,21 +119,17 @@ def make(
     gamma = beta = None
     if parameters != "none":
         own = dtype if parameters == "own" else torch.float32
-        gamma = (1 + normal(*method.values(shape)) / 2).to(own)
-        beta = normal(*method.values(shape)).to(own) if method.centered else None
+        values = [shape[axis] for axis in method.sets(shape).param]
+        gamma = (1 + normal(*values) / 2).to(own)
+        beta = normal(*values).to(own) if method.centered else None
     return Case(method, x, dy, gamma, beta, lengths)
-
-
-def fits(method, shape):
-    sets = method.sets(shape) if len(shape) >= method.least else None
-    return sets is not None and sets.size >= sets.least
 
 
 FITTING = [
     pytest.param(method, shape, id=f"{name}-{'x'.join(map(str, shape))}")
     for name, method in METHODS.items()
     for shape in SHAPES
-    if not ("GN2" in name and shape[1] % 2) and fits(method, shape)
+    if method.fits(shape)
 ]
 
 
@@ -206,8 +154,7 @@ def test_the_plain_formula(method, shape, dtype, sizes):
     [
         case
         for case in FITTING
-        if len(case.values[1]) in (4, 5)
-        and case.values[0].sets(case.values[1]).param == (1,)
+        if len(case.values[1]) in (4, 5) and case.values[0].method.axis == 1
     ],
 )
 def test_channels_last(method, shape, dtype, sizes):
@@ -218,7 +165,7 @@ def test_channels_last(method, shape, dtype, sizes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["BN", "IN", "GN1", "GN2"])
+@pytest.mark.parametrize("name", MAPS)
 def test_lengths(name, dtype, sizes):
     """Beyond a sample's length y and dx are 0, whatever stands in x and dy there."""
     lengths = torch.tensor([0, 1, 9, 4] if name == "BN" else [9, 5, 4, 3]).int()
@@ -232,9 +179,7 @@ def test_lengths(name, dtype, sizes):
     assert all(value.isfinite().all() for value in (y, dx, *rest))
 
 
-# Only sets of channels are kernels' work in channels_last.
-LAYOUTS = [(name, False) for name in METHODS]
-LAYOUTS += [(name, True) for name in ("BN", "IN", "GN1", "GN2")]
+LAYOUTS = [(name, False) for name in METHODS] + [(name, True) for name in MAPS]
 
 
 @pytest.mark.parametrize(("name", "last"), LAYOUTS)
@@ -251,7 +196,7 @@ def test_a_large_mean_costs_no_digits(name, last, sizes):
         assert got is None or error(got, want) < 3e-4, name
 
 
-@pytest.mark.parametrize("name", ["BN", "IN", "GN1", "GN2", "LN of two axes"])
+@pytest.mark.parametrize("name", [*MAPS, "LN of two axes"])
 def test_long_sums_cost_no_digits(name):
     """y is as near to float64 as rounding y alone allows: a few 2⁻²⁵ on the average.
 
@@ -374,7 +319,7 @@ def test_torch_s_workers_share_the_work(workers):
     ],
 )
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("name", ["BN", "GN2"])
+@pytest.mark.parametrize("name", ["BN", "GN"])
 def test_a_gradient_in_any_layout(name, last, change):
     case = make(METHODS[name], (3, 4, 5, 6), last=last)
     # dγ of an even dy is 0, and what is left is the rounding of its terms.
@@ -424,11 +369,14 @@ def test_runs_where_it_can_answer():
     ],
 )
 def test_how_far_a_kernel_counts(shape, last, furthest):
-    assert fast._work(shape, METHODS["GN2"].sets(shape), last).furthest == furthest
+    assert fast._work(shape, METHODS["GN"].sets(shape), last).furthest == furthest
 
 
 def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
-    for name, shape in (("GN1", (2, 2**10, 2**21)), ("BN", (2**16, 2, 2**15))):
+    for name, shape in (
+        ("GN of one group", (2, 2**10, 2**21)),
+        ("BN", (2**16, 2, 2**15)),
+    ):
         sets = METHODS[name].sets(shape)
         assert fast._work(shape, sets, False) is None
         part = (*shape[:-1], shape[-1] // 4)
@@ -436,7 +384,7 @@ def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
 
 
 def test_one_position_is_no_run_of_lengths():
-    sets, where = METHODS["GN2"].sets((3, 4, 1)), torch.ones(3, 1, 1, dtype=torch.bool)
+    sets, where = METHODS["GN"].sets((3, 4, 1)), torch.ones(3, 1, 1, dtype=torch.bool)
     assert fast.lengths(where, torch.empty(3, 4, 1), sets) is None
 
 
@@ -451,9 +399,9 @@ def test_one_position_is_no_run_of_lengths():
 )
 def test_any_shape_and_any_limits(name, shape, dtype, parameters, last, limits):
     method = METHODS[name]
-    if (name == "GN2" and shape[1] % 2) or not fits(method, shape):
+    if not method.fits(shape):
         return
-    last = last and len(shape) in (4, 5) and method.sets(shape).param == (1,)
+    last = last and len(shape) in (4, 5) and name in MAPS
     with pytest.MonkeyPatch.context() as patch:
         for limit, value in limits.items():
             patch.setattr(cpu, limit, value)

@@ -5,10 +5,12 @@ Needs pytest, NumPy and torch alone, so that it runs on a bare machine.
 
 import copy
 
+import layers
 import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, error
+from layers import LAYERS, MAPS, MASKABLE, WIDE, randomized, results
 
 from normbook import functional as F
 from normbook import nn as nb
@@ -21,42 +23,19 @@ pytestmark = [
 ]
 
 SHAPE = (4, 6, 5, 3)
-LAYERS = {
-    "BatchNorm": lambda: nb.BatchNorm(6),
-    "InstanceNorm": lambda: nb.InstanceNorm(6, affine=True, track_running_stats=True),
-    "LayerNorm": lambda: nb.LayerNorm([6, 5, 3]),
-    "GroupNorm": lambda: nb.GroupNorm(2, 6),
-    "RMSNorm": lambda: nb.RMSNorm([5, 3], eps=1e-5),
-}
-MASKABLE = [name for name in LAYERS if name != "RMSNorm"]
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=WIDE)
 def layer(request):
-    torch.manual_seed(0)
-    layer = LAYERS[request.param]().double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(0.5, 2.0)
-    return layer
+    # An ε that does not depend on x's dtype.
+    return randomized(WIDE[request.param].build(SHAPE, eps=1e-5)).double()
 
 
-def run(layer, x, dy, *where):
-    """y, dx, the gradients of γ and β, and the buffers."""
-    x = x.detach().requires_grad_()
-    y = layer(x, *where)
-    y.backward(dy)
-    return [y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
-
-
-def compare(layer, dtype, *where, training=True):
+def compare(layer, dtype, where=None, training=True):
     generator = torch.Generator().manual_seed(1)
-    x, dy = torch.randn(2, *SHAPE, generator=generator).to(getattr(torch, dtype))
-    layer.train(training)
-    there = copy.deepcopy(layer).to("cuda", x.dtype)
-    here = copy.deepcopy(there).to("cpu", torch.float64)
-    want = run(here, x.double(), dy.double(), *where)
-    got = run(there, x.cuda(), dy.cuda(), *(mask.cuda() for mask in where))
+    x, dy = torch.randn(2, *SHAPE, generator=generator).to(getattr(torch, dtype)).cuda()
+    layer = layer.train(training).to("cuda", x.dtype)
+    got, want = layers.beside_float64(layer, x, dy, where, device="cpu")
     for value, exact in zip(got, want, strict=True):
         assert value.device.type == "cuda"
         assert value.dtype in (x.dtype, torch.int64)
@@ -79,7 +58,7 @@ def test_functions_agree_with_numpy(dtype):
 @pytest.mark.parametrize("layer", MASKABLE, indirect=True)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_masks(layer, dtype):
-    where = torch.ones(4, 1, 5, 3, dtype=torch.bool)
+    where = torch.ones(4, 1, 5, 3, dtype=torch.bool, device="cuda")
     where[1:3, :, 2:] = False
     compare(layer, dtype, where)
 
@@ -89,26 +68,23 @@ def test_what_is_masked_has_no_influence(name):
     where = torch.ones(4, 1, 5, 3, dtype=torch.bool, device="cuda")
     where[1:3, :, 2:] = False
     x, dy = torch.randn(2, *SHAPE, device="cuda")
-    results = [
-        run(
-            LAYERS[name]().cuda(),
+    clean_and_dirty = [
+        results(
+            WIDE[name].build(SHAPE).cuda(),
             torch.where(where, x, junk),
             torch.where(where, dy, junk),
             where,
         )
         for junk in (0.0, float("nan"))
     ]
-    for clean, dirty in zip(*results, strict=True):
+    for clean, dirty in zip(*clean_and_dirty, strict=True):
         assert error(dirty, clean) == 0
 
 
 def test_layers_are_torch_s_on_the_gpu():
     x = torch.randn(SHAPE, device="cuda")
-    for ours, native in (
-        (nb.BatchNorm(6), torch.nn.BatchNorm2d(6)),
-        (nb.GroupNorm(3, 6), torch.nn.GroupNorm(3, 6)),
-        (nb.LayerNorm(3), torch.nn.LayerNorm(3)),
-    ):
+    for variant in LAYERS.values():
+        ours, native = variant.build(SHAPE), variant.build_native(SHAPE)
         assert error(ours.cuda()(x), native.cuda()(x)) < 2e-5
 
 
@@ -146,18 +122,18 @@ def test_numpy_with_a_gpu_tensor_is_refused():
 # The fast layers: rows and maps that no block divides, sets that stay on the chip and
 # sets that do not, in every layout that kernels take.
 FAST = {
-    "LayerNorm of 1000": (lambda: nb.LayerNorm(1000), (77, 1000)),
-    "LayerNorm of 8192": (lambda: nb.LayerNorm(8192), (300, 8192)),
-    "LayerNorm of 16384": (lambda: nb.LayerNorm(16384), (150, 16384)),
-    "LayerNorm of 40001": (lambda: nb.LayerNorm(40001), (9, 40001)),
-    "RMSNorm of 1024": (lambda: nb.RMSNorm(1024, eps=1e-5), (5, 67, 1024)),
-    "RMSNorm of 16384": (lambda: nb.RMSNorm(16384, eps=1e-5), (150, 16384)),
-    "GroupNorm": (lambda: nb.GroupNorm(8, 64), (5, 64, 28, 27)),
-    "GroupNorm of 40960": (lambda: nb.GroupNorm(2, 20), (3, 20, 64, 64)),
-    "InstanceNorm": (lambda: nb.InstanceNorm(96, affine=True), (9, 96, 7, 7)),
-    "InstanceNorm of 3136": (lambda: nb.InstanceNorm(6, affine=True), (5, 6, 56, 56)),
-    "BatchNorm": (lambda: nb.BatchNorm(70), (19, 70, 14, 13)),
-    "BatchNorm of vectors": (lambda: nb.BatchNorm(1030), (513, 1030)),
+    "LN of 1000": (LAYERS["LN"], (77, 1000)),
+    "LN of 8192": (LAYERS["LN"], (300, 8192)),
+    "LN of 16384": (LAYERS["LN"], (150, 16384)),
+    "LN of 40001": (LAYERS["LN"], (9, 40001)),
+    "RMSNorm of 1024": (LAYERS["RMSNorm"], (5, 67, 1024)),
+    "RMSNorm of 16384": (LAYERS["RMSNorm"], (150, 16384)),
+    "GN of 8 groups": (LAYERS["GN"]._replace(groups=8), (5, 64, 28, 27)),
+    "GN of 40960": (LAYERS["GN"], (3, 20, 64, 64)),
+    "IN": (LAYERS["IN"], (9, 96, 7, 7)),
+    "IN of 3136": (LAYERS["IN"], (5, 6, 56, 56)),
+    "BN": (LAYERS["BN"], (19, 70, 14, 13)),
+    "BN of vectors": (LAYERS["BN"], (513, 1030)),
 }
 EXACT = {"float32": 2e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -179,13 +155,8 @@ def launched(monkeypatch):
 
 
 def fast_layer(name):
-    torch.manual_seed(0)
-    layer, shape = FAST[name]
-    layer = layer()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(0.5, 2.0)
-    return layer.cuda(), shape
+    variant, shape = FAST[name]
+    return randomized(variant.build(shape, eps=1e-5)).cuda(), shape
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -198,15 +169,13 @@ def test_kernels_agree_with_float64(name, dtype, layout, launched):
         if len(shape) != 4:
             pytest.skip("only maps have that layout")
         x = x.to(memory_format=torch.channels_last)
-    want = run(copy.deepcopy(layer).double(), x.double(), dy.double())
-    assert not launched
-    got = run(layer, x, dy)
+    got, want = layers.beside_float64(layer, x, dy)
     assert launched == ["forward", "backward"]
     assert got[0].stride() == got[1].stride() == x.stride()
     for place, (value, exact) in enumerate(zip(got, want, strict=True)):
         # Sums for γ and β run over many rows, in another order.
         assert error(value, exact) <= EXACT[dtype] * (1 if place < 2 else 20)
-    again = run(fast_layer(name)[0], x, dy)
+    again = results(fast_layer(name)[0], x, dy)
     assert all(map(torch.equal, got, again))
 
 
@@ -215,44 +184,34 @@ def test_second_derivatives_of_kernels(name, launched):
     layer, shape = fast_layer(name)
     x, dy = torch.randn(2, *shape, device="cuda")
 
-    def twice(layer, x, dy):
-        x = x.clone().requires_grad_()
-        (dx,) = torch.autograd.grad((layer(x) * dy).sum(), x, create_graph=True)
-        return torch.autograd.grad((dx**2).sum(), [x, layer.weight])
-
-    got = twice(layer, x, dy)
+    exact = copy.deepcopy(layer).double()
+    got = layers.second_derivatives(layer, x, dy)
     assert launched == ["forward"]
-    want = twice(copy.deepcopy(layer).double(), x.double(), dy.double())
+    want = layers.second_derivatives(exact, x.double(), dy.double())
     for value, exact in zip(got, want, strict=True):
         assert error(value, exact) < 1e-4
 
 
-@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("length", [50, 5000])
 def test_kernels_know_lengths(name, length, launched):
-    if name == "LayerNorm":
-        pytest.skip("its sets span no positions")
     real = torch.tensor([length, 3, length // 2], device="cuda")
     where = (torch.arange(length, device="cuda") < real[:, None])[:, None]
     x, dy = torch.randn(2, 3, 6, length, device="cuda")
-    layer = LAYERS[name]().cuda()
+    layer = WIDE[name].build(x.shape).cuda()
     exact = copy.deepcopy(layer).double()
-    want = run(exact, x.double(), dy.double(), where)
+    want = results(exact, x.double(), dy.double(), where)
     nan = float("nan")
-    got = run(layer, torch.where(where, x, nan), torch.where(where, dy, nan), where)
+    got = results(layer, torch.where(where, x, nan), torch.where(where, dy, nan), where)
     assert launched == ["forward", "backward"]
     for value, true in zip(got, want, strict=True):
         assert error(value, true) < 2e-5
 
 
 @pytest.mark.parametrize(
-    ("ours", "native", "shape"),
-    [
-        (nb.LayerNorm, torch.nn.LayerNorm, (2**21 + 3, 1024)),
-        (nb.BatchNorm, torch.nn.BatchNorm2d, (1029, 32, 256, 256)),
-    ],
+    ("name", "shape"), [("LN", (2**21 + 3, 1024)), ("BN", (1029, 32, 256, 256))]
 )
-def test_more_values_than_int32_counts(ours, native, shape, launched):
+def test_more_values_than_int32_counts(name, shape, launched):
     """Beyond 2³¹ values: the first rows and the last are torch's."""
     values = torch.Size(shape).numel()
     assert values > 2**31
@@ -260,15 +219,14 @@ def test_more_values_than_int32_counts(ours, native, shape, launched):
         pytest.skip("needs six tensors of that size in 16 bits")
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.bfloat16, device="cuda").requires_grad_()
-    width = shape[-1] if ours is nb.LayerNorm else shape[1]
-    y = ours(width).cuda()(x)
+    y = LAYERS[name].build(shape).cuda()(x)
     dy = torch.randn_like(y)
     (dx,) = torch.autograd.grad(y, x, dy)
     assert launched == ["forward", "backward"]
-    if ours is nb.LayerNorm:
+    if name == "LN":
         for rows in (slice(0, 5), slice(-5, None)):
             part = x[rows].detach().requires_grad_()
-            want = native(width).cuda()(part.float())
+            want = LAYERS[name].build_native(shape).cuda()(part.float())
             (want_dx,) = torch.autograd.grad(want, part, dy[rows].float())
             assert error(y[rows], want) < 2**-7
             assert error(dx[rows], want_dx) < 2**-7

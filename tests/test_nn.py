@@ -5,17 +5,21 @@ import inspect
 import io
 import pickle
 import shutil
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
+from layers import LAYERS, MASKABLE, TRACKING, WIDE, randomized
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 from torch.autograd import gradcheck, gradgradcheck
 
 from normbook import nn as nb
+from normbook.methods import METHODS
 
 F64 = {"dtype": torch.float64}
 
@@ -23,8 +27,8 @@ F64 = {"dtype": torch.float64}
 class Pair(NamedTuple):
     """One layer of ours and of torch.nn, built with the same arguments."""
 
-    ours: type
-    native: type
+    ours: Callable[..., nn.Module]
+    native: Callable[..., nn.Module]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shape: tuple[int, ...]
@@ -38,11 +42,7 @@ class Pair(NamedTuple):
     def build(self, **factory):
         """Both, with the same random γ and β."""
         ours = self.ours(*self.args, **self.kwargs, **factory)
-        native = self.native(*self.args, **self.kwargs, **factory)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in native.parameters():
-                parameter.uniform_(0.5, 2.0, generator=generator)
+        native = randomized(self.native(*self.args, **self.kwargs, **factory))
         ours.load_state_dict(native.state_dict(), strict=True)
         return ours, native
 
@@ -136,23 +136,25 @@ PAIRS = [
     ]
     if accepted(pair[1], pair[3])
 ]
-# One of each, for what does not depend on every argument.
-FIVE = [
-    Pair(nb.BatchNorm, nn.BatchNorm2d, (4,), {}, (3, 4, 2, 5)),
-    Pair(
-        nb.InstanceNorm,
-        nn.InstanceNorm2d,
-        (4,),
-        {"affine": True, "track_running_stats": True},
-        (3, 4, 2, 5),
-    ),
-    Pair(nb.LayerNorm, nn.LayerNorm, ((4, 2, 5),), {}, (3, 4, 2, 5)),
-    Pair(nb.RMSNorm, nn.RMSNorm, (5,), {}, (3, 4, 2, 5)),
-    Pair(nb.GroupNorm, nn.GroupNorm, (2, 4), {}, (3, 4, 2, 5)),
-]
+# One of each, for what does not depend on every argument; RMSNorm of the last axis.
+SHAPE = (3, 4, 2, 5)
+FIVE = {
+    key: Pair(layer.build, layer.build_native, (SHAPE,), {}, SHAPE)
+    for key, layer in (WIDE | {"RMSNorm": LAYERS["RMSNorm"]}).items()
+}
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
-each_layer = pytest.mark.parametrize("pair", FIVE, ids=lambda p: p.native.__name__)
+each_layer = pytest.mark.parametrize("pair", FIVE.values(), ids=FIVE)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_a_method_s_entry_says_what_its_layer_has(key):
+    """Else a table of tests that is derived from it would leave the layer out."""
+    method, layer = METHODS[key], LAYERS[key].build(SHAPE)
+    assert layer.weight.shape == (SHAPE[method.axis],)
+    assert method.centered == hasattr(layer, "bias")
+    assert method.tracks == bool(list(layer.buffers()))
+    assert (key in MASKABLE) == ("where" in inspect.signature(layer.forward).parameters)
 
 
 def same(ours, native, tolerance=1e-12):
@@ -297,8 +299,8 @@ def test_memory_layouts(pair, training):
 @each_layer
 @pytest.mark.parametrize("training", [True, False])
 def test_an_empty_batch(pair, training):
-    if pair.native is nn.InstanceNorm2d:  # torch's fails with γ or with statistics
-        pair = pair._replace(kwargs={})
+    if pair is FIVE["IN"]:  # torch's fails with γ or with statistics
+        pair = pair._replace(kwargs={"affine": False, "track_running_stats": False})
     results = []
     ours, native = pair.build()
     for layer in (ours, native):
@@ -426,24 +428,20 @@ def test_first_and_second_derivatives(layer, args, kwargs, shape, mode):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("pair", FIVE[:3] + FIVE[4:], ids=lambda p: p.native.__name__)
-def test_masked_positions_have_no_influence(pair, training):
+@pytest.mark.parametrize("key", MASKABLE)
+def test_masked_positions_have_no_influence(key, training):
     """Not on outputs, gradients or running statistics, whatever stands there."""
     where = torch.ones(3, 1, 2, 5, dtype=torch.bool)
     where[1, :, :, 3:] = False
-    results = []
+    pair, results = FIVE[key], []
     for junk in (0.0, float("nan"), float("inf")):
         layer, _ = pair.build(**F64)
-        layer.train(training)
-        x = torch.where(where, pair.input(**F64), junk).requires_grad_()
-        y = layer(x, where)
-        y.backward(torch.where(where, pair.input(1, **F64), junk))
-        buffers = [b.clone() for b in layer.buffers()]
-        gradients = [x.grad, *(p.grad for p in layer.parameters())]
-        results.append([y, *gradients, *buffers])
+        x, dy = (torch.where(where, pair.input(n, **F64), junk) for n in (0, 1))
+        y, dx, *rest = layers.results(layer.train(training), x, dy, where)
+        results.append([y, dx, *rest])
         hidden = ~where.expand_as(x)
         assert (y[hidden] == 0).all()
-        assert (x.grad[hidden] == 0).all()
+        assert (dx[hidden] == 0).all()
     for dirty in results[1:]:
         for got, want in zip(dirty, results[0], strict=True):
             assert error(got, want) == 0
@@ -454,11 +452,8 @@ def test_masked_batches_are_the_short_batches():
     torch.manual_seed(0)
     x = torch.randn(3, 5, 7, **F64)
     where = (torch.arange(7) < 4).expand(3, 1, 7)
-    for build in (
-        lambda: nb.BatchNorm(5, **F64),
-        lambda: nb.InstanceNorm(5, track_running_stats=True, **F64),
-    ):
-        padded, short = build(), build()
+    for layer in TRACKING.values():
+        padded, short = (layer.build(x.shape, **F64) for _ in range(2))
         assert error(padded(x, where)[..., :4], short(x[..., :4])) < 1e-14
         same(padded, short, tolerance=1e-14)
 
@@ -497,7 +492,7 @@ def test_compiles_with_inductor():
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("no C++ compiler")
     torch._dynamo.reset()
-    pair = FIVE[0]
+    pair = FIVE["BN"]
     results = []
     for wrap in (lambda layer: layer, partial(torch.compile, fullgraph=True)):
         layer, _ = pair.build()
@@ -523,13 +518,9 @@ def test_per_sample_gradients_by_vmap():
     assert error(got, want) < 1e-14
 
 
-SWAP = {
-    nn.BatchNorm1d: nb.BatchNorm,
-    nn.BatchNorm2d: nb.BatchNorm,
-    nn.InstanceNorm2d: nb.InstanceNorm,
-    nn.GroupNorm: nb.GroupNorm,
-    nn.LayerNorm: nb.LayerNorm,
-    nn.RMSNorm: nb.RMSNorm,
+SWAP = {nn.BatchNorm1d: nb.BatchNorm} | {
+    type(layer.build_native(SHAPE)): type(layer.build(SHAPE))
+    for layer in LAYERS.values()
 }
 
 

@@ -13,14 +13,6 @@ from normbook.methods import METHODS
 from normbook.plots import batch_norm, curves, one_idea
 
 
-@pytest.fixture
-def ax():
-    with plt.style.context(plots.STYLE):
-        figure, axes = plt.subplots()
-        yield axes
-        plt.close(figure)
-
-
 def data(line):
     return np.stack(line.get_data(), axis=1)
 

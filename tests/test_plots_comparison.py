@@ -8,7 +8,6 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -18,14 +17,6 @@ from normbook.plots import comparison
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_comparison.ipynb"
 IMAGES = {"N": 4, "C": 6, "H": 5, "W": 3}
-
-
-@pytest.fixture
-def ax():
-    with plt.style.context(plots.STYLE):
-        figure, axes = plt.subplots()
-        yield axes
-        plt.close(figure)
 
 
 # ------------------------------------------------------------------ tables
