@@ -62,6 +62,7 @@ try:
     _transforms, _tracing, _modes, is_legacy_batched, is_zero, _ = need(*TORCH)
 except ImportError as error:
     MISSING = str(error)
+    _transforms = _tracing = _modes = is_legacy_batched = is_zero = None
 
 
 def untransformed() -> bool:
@@ -97,9 +98,9 @@ def keep_buffers() -> None:
 
 
 class _NoMode:
-    """Stands in for `TorchDispatchMode`, and says so only to who would enter it."""
+    """Stands in for `TorchDispatchMode`; only who wants one is told."""
 
-    def __enter__(self) -> None:
+    def __init__(self) -> None:
         need(DISPATCH_MODE)
 
 
