@@ -5,6 +5,7 @@ Without one, kernels are off and every layer is the plain formula; nothing else 
 
 import ast
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -180,11 +181,11 @@ def test_both_ways_of_apply_give_the_same(monkeypatch):
 
 
 def test_without_dispatch_modes_only_a_count_of_traffic_fails(without):
-    _, agreement = without(internals.DISPATCH_MODE, "fast", "experiments.agreement")
+    _, traffic = without(internals.DISPATCH_MODE, "fast", "measure.traffic")
     with pytest.MonkeyPatch.context() as patch:
         remove(patch, internals.DISPATCH_MODE)
         with pytest.raises(ImportError, match="has no torch.utils._python_dispatch"):
-            agreement.traffic(list(agreement.CASES)[:1])
+            traffic.moved(partial(torch.ones, 3))
 
 
 def test_without_donated_buffers_there_is_no_switch(monkeypatch):
