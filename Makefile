@@ -13,7 +13,7 @@ LOG := .venv/setup.log
 # One thread: the stored outputs are those of one thread, and so are the timings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book serve test run lab check gpu portable clean some-notebooks
+.PHONY: help book serve test run lab check gpu portable lowest clean some-notebooks
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -77,6 +77,17 @@ portable: .venv/ready some-notebooks  ## Compare the stored outputs with 1 and 2
 	@for set in OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 "$(AVX2)"; do \
 	    echo "$$set"; env $$set $(BIN)/python -m pytest -q $(NOTEBOOKS) || exit 1; done
 
+# What needs no notebook, browser, book or record.
+UNIT_TESTS := $(addprefix tests/test_, core.py moments.py functional.py properties.py \
+    errors.py nn.py data.py exercises.py fast.py fast_cpu.py internals.py lowest.py)
+
+.venv-lowest/ready: requirements-lowest.txt
+	@rm -rf .venv-lowest && $(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install -q -r requirements-lowest.txt && touch $@
+
+lowest: .venv-lowest/ready  ## Unit tests with the lowest versions of pyproject.toml
+	@PYTHONPATH=src .venv-lowest/bin/python -m pytest -o addopts= -q $(UNIT_TESTS)
+
 check: .venv/ready  ## Lint, format, types, the layers of the house, the workflows
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -129,5 +140,5 @@ gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
 	$(PYTHON) -m normbook.bench --device cuda --record || status=1; exit $$status
 
 clean:  ## Remove what make made
-	rm -rf .venv _build .mypy_cache .ruff_cache .import_linter_cache \
+	rm -rf .venv .venv-lowest _build .mypy_cache .ruff_cache .import_linter_cache \
 	    .hypothesis .coverage .jupyter_cache build *.egg-info src/*.egg-info

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from normbook import fast
+from normbook.fast import internals
 from normbook.measure import agreement, timing
 from normbook.methods import METHODS
 from normbook.training.records import write_record
@@ -158,9 +159,8 @@ def _plain(case: Case) -> Rival:
 
 def _compiled(case: Case) -> Rival:
     """What torch.compile makes of our layer, whose kernels then step aside."""
-    torch._dynamo.reset()  # else the eighth shape would silently run uncompiled
-    # Buffers that one backward gives away would be gone when it is timed again.
-    torch._functorch.config.donated_buffer = False
+    torch.compiler.reset()  # else the eighth shape would silently run uncompiled
+    internals.keep_buffers()  # given away, they would be gone when timed again
     layer, parameters = _ours(case)
     return Rival(torch.compile(layer, fullgraph=True, dynamic=False), parameters)
 

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normbook import core, fast, functional
 from normbook.core import Axes, Set
@@ -146,7 +144,8 @@ def normalize(
     return y
 
 
-class BatchNorm(_BatchNorm):
+# Of torch's three classes the first: what they have in common has a private name.
+class BatchNorm(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -171,7 +170,7 @@ class BatchNorm(_BatchNorm):
         return y
 
 
-class InstanceNorm(_InstanceNorm):
+class InstanceNorm(nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, `2d` and `3d` in one. x: (N, C, ...)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -219,7 +218,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _remembered(
-    layer: _BatchNorm | _InstanceNorm, x: Tensor, where: Tensor | None
+    layer: BatchNorm | InstanceNorm, x: Tensor, where: Tensor | None
 ) -> Tensor:
     """Evaluation mode: the affine map of the running statistics."""
     return functional.batch_norm_eval(

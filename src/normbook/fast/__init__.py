@@ -3,13 +3,14 @@
 A layer of `normbook.nn` asks `normalize` first. It answers only where a kernel gives
 what the plain formula gives; otherwise it returns None and the plain path runs: another
 dtype or layout, a mask that is no run of lengths, torch.compile, torch.func, no numba
-or no Triton, and everything that the plain path answers with an error. Second
-derivatives always go through the plain formula.
+or no Triton, a release of torch or numba without a private name that `internals` lists,
+and everything that the plain path answers with an error. Second derivatives always go
+through the plain formula.
 
 Kernels see every method as one shape of work, `Work`, and both files hold the same two
 pairs of them: resident, where the set stays on the chip between its passes, and split,
 where it does not. `python -m normbook.fast` compiles the kernels of this machine ahead
-of their first call.
+of their first call, or says why there are none.
 """
 
 import os
@@ -22,18 +23,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-)
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 from torch.nn import Parameter
 
+from normbook.fast.internals import (
+    MISSING,
+    direct_apply,
+    is_legacy_batched,
+    is_zero,
+    untransformed,
+)
 from normbook.functional import Normalized, Sets
 
+MODULES = {"cpu": "normbook.fast.cpu", "cuda": "normbook.fast.gpu"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMBER = (int, float)
 MOST = 2**30 - 2**21  # what a GPU counts in 32 bits, with room for blocks and parts
@@ -181,9 +182,9 @@ class Call:
         """
         same = self.kernels, self.task[0]
         return (
-            _untransformed()
+            untransformed()
             and _plain_memory(dy)
-            and not is_legacy_batchedtensor(dy)
+            and not is_legacy_batched(dy)
             and dy.dtype is x.dtype
             and _readers(x, self.sets, *given) == same
         )
@@ -238,8 +239,7 @@ class Fused(torch.autograd.Function):
         ), None  # fmt: skip
 
 
-# Without the questions about torch.func of Fused.apply: `normalize` asks them before.
-_apply = super(torch.autograd.Function, Fused).apply
+_apply = direct_apply(Fused)  # what it leaves out, `normalize` asks before
 
 
 def normalize(
@@ -257,7 +257,7 @@ def normalize(
 
     plain: the same function of x to centered, differentiable twice.
     """
-    if _off or not _untransformed() or not isinstance(eps, NUMBER) or not eps >= LEAST:
+    if _off or not untransformed() or not isinstance(eps, NUMBER) or not eps >= LEAST:
         return None
     if (found := _readers(x, sets, gamma, beta)) is None:
         return None
@@ -281,25 +281,11 @@ def normalize(
     return y
 
 
-def _untransformed() -> bool:
-    """Whether an operation is just computed: nothing traces it, or makes another of it.
-
-    That is torch.compile, torch.jit, a dispatch mode, torch.func and forward mode.
-    """
-    return not (
-        is_compiling()
-        or _get_tracing_state() is not None
-        or _len_torch_dispatch_stack()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
 def _plain_memory(value: Tensor) -> bool:
     """Whether what lies in a tensor's memory is its values."""
     kind = type(value)
     known = kind is Tensor or kind is Parameter
-    return known and not value.is_neg() and not value._is_zerotensor()
+    return known and not value.is_neg() and not is_zero(value)
 
 
 def _readers(
@@ -340,7 +326,7 @@ def _count(seen: Work, real: Tensor | None) -> Any:
     return real.sum() if seen.batch else (real * seen.A).repeat_interleave(seen.G)
 
 
-_off = 0
+_off = 0 if MISSING is None else 1
 
 
 @contextmanager
@@ -357,11 +343,24 @@ def off() -> Iterator[None]:
 @cache
 def _backend(device: torch.device, dtype: torch.dtype) -> Any:
     """The module of kernels that can work on such tensors, or None."""
-    name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type)
-    if name is None or dtype not in DTYPES:
+    if why_plain(device, dtype) is not None:
         return None
+    return import_module(MODULES[device.type])
+
+
+@cache
+def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why no kernel works on such tensors here, or None where one does."""
+    if MISSING is not None:
+        return MISSING
+    if device.type not in MODULES or dtype not in DTYPES:
+        return f"there are no kernels for {dtype} on {device.type}"
     try:
-        kernels = import_module(f"normbook.fast.{name}")
-    except ImportError:
-        return None
-    return kernels if kernels.runs(device, dtype) else None
+        kernels = import_module(MODULES[device.type])
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    if not kernels.runs(device, dtype):
+        return (
+            f"kernels for {dtype} do not run on this {device.type}, or lack a compiler"
+        )
+    return None

@@ -18,8 +18,8 @@ def main() -> None:
             continue
         kernels = fast._backend(torch.device(device), torch.float32)
         if kernels is None:
-            needed = {"cpu": "numba", "cuda": "Triton"}[device]
-            print(f"{device}: no {needed} here, the plain path answers")
+            reason = fast.why_plain(torch.device(device), torch.float32)
+            print(f"{device}: the plain path answers, because {reason}")
         else:
             begin = perf_counter()
             kernels.compile_ahead()

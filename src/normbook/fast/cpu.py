@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import extending, njit, types
-from numba.core.registry import cpu_target
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from normbook.fast import DTYPES, NUMBER, Running, Work
+from normbook.fast.internals import NUMBA, need, processor
 from normbook.fast.threads import share
+
+need(*NUMBA)
 
 CACHE = 2**17  # values of a set that a second pass still finds in a cache
 CHUNK = 2**16  # values of a chunk of the split kernels, and the least for a thread
@@ -597,7 +599,7 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
 @cache
 def _converts() -> bool:
     """Whether this processor turns float16 into float32 and back."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    triple, features = processor()
     return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
 
 

@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import cfunc, extending, types
 
 from normbook.fast import PROCESS
+from normbook.fast.internals import machine_code
 
 intrinsic: Any = extending.intrinsic
 INT = ir.IntType(64)
@@ -43,8 +44,7 @@ def _address(kernel: Any, kinds: str) -> int:
     """Where the machine code of a kernel for these arguments begins."""
     takes = tuple(TYPES[kind] for kind in "qqqq" + kinds)
     kernel.compile(takes)
-    compiled = kernel.overloads[takes]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return machine_code(kernel.overloads[takes])
 
 
 @cache

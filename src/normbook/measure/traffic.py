@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from normbook.fast.internals import TorchDispatchMode
 from normbook.measure import timing
 
 

@@ -1,0 +1,122 @@
+"""Private names of torch and numba, in this one place: any release may drop them.
+
+A kernel must step aside where torch does not just compute, and only private names tell
+when. `TORCH` and `NUMBA` list what kernels need. Where the installed release lacks one,
+`MISSING` or an ImportError says which: kernels are off, and all else works.
+"""
+
+from importlib import import_module
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+TORCH = (
+    "torch._C._are_functorch_transforms_active",
+    "torch._C._get_tracing_state",
+    "torch._C._len_torch_dispatch_stack",
+    "torch._C._functorch.is_legacy_batchedtensor",
+    "torch.Tensor._is_zerotensor",
+    "torch.autograd.forward_ad._current_level",
+)
+# What `cpu` and `threads` ask of numba's contexts, and what follows here.
+NUMBA = (
+    "numba.core.callconv.CPUCallConv.call_function",
+    "numba.core.callconv.CPUCallConv.get_function_type",
+    "numba.core.codegen.JITCPUCodegen.magic_tuple",
+    "numba.core.codegen.JITCodeLibrary.get_pointer_to_function",
+    "numba.core.cpu.CPUContext.call_conv",
+    "numba.core.cpu.CPUContext.get_dummy_value",
+    "numba.core.cpu.CPUContext.get_value_type",
+    "numba.core.cpu.CPUContext.make_tuple",
+    "numba.core.dispatcher.Dispatcher.enable_caching",
+    "numba.core.funcdesc.FunctionDescriptor.llvm_func_name",
+    "numba.core.registry.cpu_target.target_context.data_model_manager",
+)
+# What only measurements need.
+DISPATCH_MODE = "torch.utils._python_dispatch.TorchDispatchMode"
+DONATED_BUFFER = "torch._functorch.config.donated_buffer"
+
+
+def need(*names: str) -> list[Any]:
+    """What these dotted names of one library stand for.
+
+    ImportError where it is not installed, or names those that its release lacks.
+    """
+    library, values, lacking = import_module(names[0].split(".")[0]), [], []
+    for name in names:
+        try:
+            values.append(resolve_name(name))
+        except (AttributeError, ImportError):
+            lacking.append(name)
+    if lacking:
+        release = f"{library.__name__} {library.__version__}"
+        raise ImportError(f"{release} has no {', '.join(lacking)}")
+    return values
+
+
+MISSING: str | None = None  # which of `TORCH` this release lacks, in words
+try:
+    _transforms, _tracing, _modes, is_legacy_batched, is_zero, _ = need(*TORCH)
+except ImportError as error:
+    MISSING = str(error)
+    _transforms = _tracing = _modes = is_legacy_batched = is_zero = None
+
+
+def untransformed() -> bool:
+    """Whether an operation is just computed: nothing traces it, or makes another of it.
+
+    That is torch.compile, torch.jit, a dispatch mode, torch.func and forward mode. Not
+    to be asked where names are `MISSING`.
+    """
+    return not (
+        is_compiling()
+        or _tracing() is not None
+        or _modes()
+        or _transforms()
+        or forward_ad._current_level >= 0
+    )
+
+
+def direct_apply(function: Any) -> Any:
+    """`function.apply` without its questions about torch.func, 2.5 µs.
+
+    The usual one in a torch where nothing lies beneath it.
+    """
+    return getattr(super(torch.autograd.Function, function), "apply", function.apply)
+
+
+def keep_buffers() -> None:
+    """Let torch.compile give away no buffer that a second backward needs.
+
+    ImportError where this torch has no such switch.
+    """
+    need(DONATED_BUFFER)
+    torch._functorch.config.donated_buffer = False
+
+
+class _NoMode:
+    """Stands in for `TorchDispatchMode`; only who wants one is told."""
+
+    def __init__(self) -> None:
+        need(DISPATCH_MODE)
+
+
+try:
+    (TorchDispatchMode,) = need(DISPATCH_MODE)
+except ImportError:
+    TorchDispatchMode = _NoMode
+
+
+def machine_code(compiled: Any) -> int:
+    """Where the machine code of what numba compiled begins."""
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def processor() -> tuple[str, str]:
+    """This processor to LLVM: its triple, and the features that it has."""
+    (target,) = need("numba.core.registry.cpu_target")
+    triple, _, features = target.target_context.codegen().magic_tuple()
+    return triple, features
