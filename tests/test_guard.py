@@ -195,6 +195,10 @@ def tag(name: str) -> Change:
     return lambda small, cell: small.cells[cell].metadata.update(tags=[name])
 
 
+def folds(**keys: bool) -> Change:
+    return lambda small, cell: small.cells[cell].metadata.update(jupyter=keys)
+
+
 def forget(key: str) -> Change:
     return lambda small, cell: small.cells[cell].metadata.pop(key)
 
@@ -241,6 +245,10 @@ CAUGHT: list[tuple[state.Rule, int, Change]] = [
     (state.names_no_path_of_a_machine, PRINT, prints("File ~/book/core.py")),
     (state.installs_the_package_first, FIRST, remove),
     (state.installs_the_package_first, FIRST, forget("tags")),
+    (state.folds_the_same_in_jupyterlab, PRINT, tag("hide-input")),
+    (state.folds_the_same_in_jupyterlab, PRINT, tag("hide-cell")),
+    (state.folds_the_same_in_jupyterlab, PRINT, folds(source_hidden=True)),
+    (state.folds_the_same_in_jupyterlab, PRINT, folds(outputs_hidden=True)),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-skip")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-ignore-output")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, source("# NBVAL_SKIP")),

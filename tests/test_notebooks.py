@@ -212,6 +212,28 @@ def gives_a_reason_for_what_is_not_compared(notebook: NotebookNode) -> list[str]
     return faults
 
 
+# What a tag folds on the page, in the words of JupyterLab's metadata.
+FOLDED = {
+    "hide-input": {"source_hidden"},
+    "hide-output": {"outputs_hidden"},
+    "hide-cell": {"source_hidden", "outputs_hidden"},
+}
+
+
+@rule
+def folds_the_same_in_jupyterlab(notebook: NotebookNode) -> list[str]:
+    faults = []
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        on_page = set().union(*(FOLDED.get(tag, set()) for tag in tags(cell)))
+        in_lab = {key for key, on in cell.metadata.get("jupyter", {}).items() if on}
+        if on_page != in_lab:
+            faults.append(
+                f"cell {number} is tagged {tags(cell)}, but its metadata.jupyter has"
+                f" {sorted(in_lab)}: set {sorted(on_page)} to true there, no others"
+            )
+    return faults
+
+
 @rule
 def claims_what_holds(notebook: NotebookNode) -> list[str]:
     return [
