@@ -6,18 +6,21 @@ from typing import Any
 import numpy as np
 
 from normbook import core, functional
-from normbook.exercises.grading import Case, Exercise, normal
+from normbook.exercises.grading import Case, Exercise, normal, small
+from normbook.exercises.slips import NEAR_EPS, Standardize, slips
 from normbook.moments import Moments, running
 
 _LENGTHS = np.array([5, 2, 3])
 
 
-def _channels_over(axes: Any) -> Callable[..., Any]:
+def _channels_over(
+    axes: Any, standardize: Standardize = core.standardize
+) -> Callable[..., Any]:
     """Batch norm of images with one's own idea of S."""
 
     def normalize(x: Any, gamma: Any, beta: Any) -> Any:
         gamma, beta = (p.reshape(1, -1, 1, 1) for p in (gamma, beta))
-        return core.affine(core.standardize(x, axes, 1e-5)[0], gamma, beta)
+        return core.affine(standardize(x, axes, 1e-5)[0], gamma, beta)
 
     return normalize
 
@@ -32,9 +35,16 @@ def _running(
 
 
 def _folded(
-    w: Any, b: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5
+    w: Any,
+    b: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    var: Any,
+    *,
+    std: Callable[[Any], Any] = lambda var: np.sqrt(var + 1e-5),
 ) -> tuple[Any, Any]:
-    s = gamma / np.sqrt(var + eps)
+    s = gamma / std(var)
     return w * s[:, None], (b - mean) * s + beta
 
 
@@ -47,9 +57,11 @@ def _real(x: Any, lengths: Any) -> Any:
     return np.arange(x.shape[2]) < lengths[:, None, None]
 
 
-def _centered_on(axes: Any, x: Any, lengths: Any) -> Any:
+def _over_real(
+    axes: Any, x: Any, lengths: Any, standardize: Standardize = core.standardize
+) -> Any:
     real = _real(x, lengths) & np.ones(x.shape, bool)
-    return core.standardize(x, core.Set(axes, real), 1e-5)[0]
+    return standardize(x, core.Set(axes, real), 1e-5)[0]
 
 
 EXERCISES = {
@@ -65,17 +77,14 @@ EXERCISES = {
             "you left the positions out: a channel has one mean, not one a pixel": (
                 _channels_over((0,))
             ),
-            "you divided by the unbiased deviation: the forward pass uses 1/m": (
-                lambda x, gamma, beta: functional.batch_norm(
-                    x, gamma * (1 - x.shape[1] / x.size) ** 0.5, beta
-                )
-            ),
+            **slips(lambda s: _channels_over((0, 2, 3), s)),
             "you left γ and β out": lambda x, gamma, beta: functional.batch_norm(x),
             "you left β out": lambda x, gamma, beta: functional.batch_norm(x, gamma),
         },
         cases=(
             Case((normal(4, 3, 2, 2), normal(3), normal(3))),
             Case((normal(2, 5, 3, 1), normal(5), normal(5))),
+            Case((small(4, 3, 2, 2), normal(3), normal(3)), NEAR_EPS),
         ),
     ),
     "running": Exercise(
@@ -125,9 +134,16 @@ EXERCISES = {
                 )
             ),
             "you divided by the variance: s = γ/√(var + ε)": (
-                lambda w, b, gamma, beta, mean, var: _folded(
-                    w, b, gamma, beta, mean, (var + 1e-5) ** 2, 0.0
-                )
+                lambda *args: _folded(*args, std=lambda var: var + 1e-5)
+            ),
+            "ε is outside the root: s = γ/√(var + ε)": (
+                lambda *args: _folded(*args, std=lambda var: np.sqrt(var) + 1e-5)
+            ),
+            "ε is missing or far too small: s = γ/√(var + ε)": (
+                lambda *args: _folded(*args, std=np.sqrt)
+            ),
+            "your ε is 10⁻³, as in Keras: it is 10⁻⁵ here": (
+                lambda *args: _folded(*args, std=lambda var: np.sqrt(var + 1e-3))
             ),
             "the mean is not scaled: b' = (b − mean)·s + β": (
                 lambda w, b, gamma, beta, mean, var: (
@@ -139,6 +155,9 @@ EXERCISES = {
         cases=(
             Case((normal(4, 4), *(normal(4) for _ in range(4)), abs(normal(4)))),
             Case((normal(3, 3), *(normal(3) for _ in range(4)), abs(normal(3)))),
+            Case(
+                (normal(4, 4), *(normal(4) for _ in range(4)), small(4) ** 2), NEAR_EPS
+            ),
         ),
     ),
     "keras-to-torch": Exercise(
@@ -171,8 +190,9 @@ EXERCISES = {
                 )
             ),
             "each sequence got statistics of its own: a channel has one mean": (
-                lambda x, lengths: _centered_on((2,), x, lengths)
+                lambda x, lengths: _over_real((2,), x, lengths)
             ),
+            **slips(lambda s: lambda x, lengths: _over_real((0, 2), x, lengths, s)),
             "the output at padding must be 0": (
                 lambda x, lengths: _padded(
                     x, lengths, lambda y: y + (1 - _real(x, lengths))
@@ -182,6 +202,7 @@ EXERCISES = {
         cases=(
             Case((normal(3, 2, 5), _LENGTHS)),
             Case((normal(3, 4, 6), _LENGTHS)),
+            Case((small(3, 2, 5), _LENGTHS), NEAR_EPS),
         ),
     ),
 }

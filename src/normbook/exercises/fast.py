@@ -118,8 +118,8 @@ EXERCISES = {
             "right, but you stored a row twice": _rms(stores=2),
             "γ is missing": _rms(gamma=0.0),
             "you took the sum of the squares for their mean": _rms(total=True),
-            "ε is missing": _rms(eps=0.0),
-            "ε belongs inside the root": launch(_outside),
+            "ε is missing or far too small: divide by √(mean(x²) + ε)": _rms(eps=0.0),
+            "ε is outside the root: divide by √(mean(x²) + ε)": launch(_outside),
             "you subtracted the mean: this is layer norm": launch(_centered),
         },
         cases=(

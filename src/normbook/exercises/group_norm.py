@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from normbook import core, functional
-from normbook.exercises.grading import Case, Exercise, normal
+from normbook.exercises.grading import Case, Exercise, normal, small
+from normbook.exercises.slips import NEAR_EPS, Standardize, slips
 
 
 def _every(x: Any, groups: int) -> Any:
@@ -17,22 +18,21 @@ def _every(x: Any, groups: int) -> Any:
     return y
 
 
-def _viewed(x: Any, groups: int, axes: Any) -> Any:
+def _viewed(
+    x: Any,
+    groups: int,
+    axes: Any = (2, 3, 4),
+    standardize: Standardize = core.standardize,
+) -> Any:
     """x standardized over one's own choice of axes of (N, G, C/G, H, W)."""
     view = x.reshape(len(x), groups, -1, *x.shape[2:])
-    return core.standardize(view, axes, 1e-5)[0].reshape(x.shape)
+    return standardize(view, axes, 1e-5)[0].reshape(x.shape)
 
 
 def _with_affine(normalize: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, groups, gamma, beta: core.affine(
         normalize(x, groups), gamma[:, None, None], beta[:, None, None]
     )
-
-
-def _biased(x: Any, groups: int, gamma: Any, beta: Any) -> Any:
-    """Group norm divided by the unbiased deviation."""
-    m = functional.group_sets(x.shape, groups).size
-    return functional.group_norm(x, groups, gamma * (1 - 1 / m) ** 0.5, beta)
 
 
 def _dx(
@@ -45,10 +45,11 @@ def _dx(
     pulled_out: bool = False,
     weight: float = 1.0,
     rescaled: bool = True,
+    standardize: Standardize = core.standardize,
 ) -> Any:
     """Group norm's dx on (N, C), or what becomes of it by one slip."""
     view = (len(x), groups, -1)
-    x_hat, rstd = core.standardize(x.reshape(view), (2,), eps)
+    x_hat, rstd = standardize(x.reshape(view), (2,), eps)
     g = (dy if pulled_out else dy * gamma).reshape(view)
     taken = core.mean(g, (2,)) + x_hat * core.mean(g * x_hat, (2,))
     dx = (g - weight * taken) * (rstd if rescaled else 1.0)
@@ -73,9 +74,10 @@ def _renorm(
     upside_down: bool = False,
     by_batch: bool = False,
     sign: float = 1.0,
+    standardize: Standardize = core.standardize,
 ) -> Any:
     """Batch renorm of (N, C), or what becomes of it by one slip."""
-    x_hat, rstd = core.standardize(x, (0,), 1e-5)
+    x_hat, rstd = standardize(x, (0,), 1e-5)
     r = std * rstd if upside_down else 1 / (std * rstd)
     scale = 1 / rstd if by_batch else std
     d = sign * (x.mean(0) - mean) / scale
@@ -110,8 +112,10 @@ EXERCISES = {
             "every channel has its own mean: this is instance norm": (
                 lambda x, groups, *affine: functional.instance_norm(x, *affine)
             ),
-            "you divided by the unbiased deviation: torch.var and ddof=1 give m − 1": (
-                _biased
+            **slips(
+                lambda s: _with_affine(
+                    lambda x, groups: _viewed(x, groups, standardize=s)
+                )
             ),
             "γ and β are missing": lambda x, groups, gamma, beta: functional.group_norm(
                 x, groups
@@ -123,6 +127,7 @@ EXERCISES = {
         cases=(
             Case((normal(2, 6, 2, 3), 2, normal(6), normal(6))),
             Case((normal(3, 12, 3, 2), 4, normal(12), normal(12))),
+            Case((small(2, 6, 2, 3), 2, normal(6), normal(6)), NEAR_EPS),
         ),
     ),
     "group-counts": Exercise(
@@ -162,9 +167,7 @@ EXERCISES = {
             "you forgot the factor 1/√(σ² + ε)": (
                 lambda *args: _dx(*args, rescaled=False)
             ),
-            "ε belongs inside the root, with the variance": (
-                lambda dy, x, gamma, groups, eps: _dx(dy, x, gamma, groups, 0.0)
-            ),
+            **slips(lambda s: lambda *args: _dx(*args, standardize=s), fixed_eps=False),
         },
         cases=(
             Case((normal(3, 8), normal(3, 8), normal(8), 2, 0.5)),
@@ -190,10 +193,14 @@ EXERCISES = {
             "you averaged over the batch as well: a set is of one sample": _last(
                 lambda x, groups: _viewed(x, groups, (0, 2, 3, 4))
             ),
+            **slips(
+                lambda s: _last(lambda x, groups: _viewed(x, groups, standardize=s))
+            ),
         },
         cases=(
             Case((normal(2, 4, 3, 6), 2)),
             Case((normal(3, 4, 2, 12), 4)),
+            Case((small(2, 4, 3, 6), 2), NEAR_EPS),
         ),
     ),
     "batch-renorm": Exercise(
@@ -219,6 +226,7 @@ EXERCISES = {
                 x, mean, std, r_max, 0.0
             ),
             "you gave plain batch norm": lambda x, *rest: functional.batch_norm(x),
+            **slips(lambda s: lambda *args: _renorm(*args, standardize=s)),
         },
         cases=(
             Case(
@@ -239,6 +247,8 @@ EXERCISES = {
                     0.8,
                 )
             ),
+            # r is clipped everywhere here; where it is not, ε cancels out of x̂·r.
+            Case((small(8, 3), small(3), np.full(3, 0.0015), 1.5, 0.4), NEAR_EPS),
         ),
     ),
 }

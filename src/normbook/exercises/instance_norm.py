@@ -6,17 +6,22 @@ from typing import Any
 import numpy as np
 
 from normbook import core, functional
-from normbook.exercises.grading import Case, Exercise, normal
+from normbook.exercises.grading import Case, Exercise, normal, small
+from normbook.exercises.slips import NEAR_EPS, Standardize, slips
 
 
-def _maps_over(axes: Any) -> Callable[..., Any]:
+def _maps_over(
+    axes: Any, standardize: Standardize = core.standardize
+) -> Callable[..., Any]:
     """Standardize (N, C, H, W) with one's own idea of S."""
-    return lambda x: core.standardize(x, axes, 1e-5)[0]
+    return lambda x: standardize(x, axes, 1e-5)[0]
 
 
-def _map_sums(dy: Any, x: Any, axes: Any = (2, 3)) -> tuple[Any, Any]:
+def _map_sums(
+    dy: Any, x: Any, axes: Any = (2, 3), standardize: Standardize = core.standardize
+) -> tuple[Any, Any]:
     """dγ and dβ of instance norm on (N, C, H, W), with one's own idea of S."""
-    x_hat, _ = core.standardize(x, axes, 1e-5)
+    x_hat, _ = standardize(x, axes, 1e-5)
     return (dy * x_hat).sum((0, 2, 3)), dy.sum((0, 2, 3))
 
 
@@ -74,16 +79,13 @@ EXERCISES = {
             "you averaged along one column of the map: reduce over H and W": (
                 _maps_over((2,))
             ),
-            "you divided by the unbiased deviation: torch.var and ddof=1 give m − 1": (
-                lambda x: (
-                    core.center(x, (2, 3))
-                    * (x.var((2, 3), ddof=1, keepdims=True) + 1e-5) ** -0.5
-                )
-            ),
-            "you did not center": lambda x: core.rescale(x, (2, 3), 1e-5)[0],
-            "you centered and did not divide": lambda x: core.center(x, (2, 3)),
+            **slips(lambda s: _maps_over((2, 3), s)),
         },
-        cases=(Case((normal(2, 3, 4, 5),)), Case((normal(3, 2, 3, 4),))),
+        cases=(
+            Case((normal(2, 3, 4, 5),)),
+            Case((normal(3, 2, 3, 4),)),
+            Case((small(2, 3, 4, 5),), NEAR_EPS),
+        ),
     ),
     "instance-counts": Exercise(
         lambda: (256, 196, 0, 64),
@@ -122,10 +124,12 @@ EXERCISES = {
             "the order is dγ, dβ: you swapped them": (
                 lambda dy, x: _map_sums(dy, x)[::-1]
             ),
+            **slips(lambda s: lambda dy, x: _map_sums(dy, x, standardize=s)),
         },
         cases=(
             Case((normal(2, 3, 4, 5), normal(2, 3, 4, 5))),
             Case((normal(3, 2, 3, 4), normal(3, 2, 3, 4))),
+            Case((normal(2, 3, 4, 5), small(2, 3, 4, 5)), NEAR_EPS),
         ),
     ),
     "instance-by-batch": Exercise(
@@ -175,6 +179,10 @@ EXERCISES = {
         cases=(
             Case((normal(3, 4, 4), 3 * normal(3, 4, 4))),
             Case((normal(3, 4, 5), 0.2 * normal(3, 3, 4))),
+            Case(
+                (small(3, 4, 4), normal(3, 3, 4)),
+                "ε is 0 here: yours weakens a picture of little contrast",
+            ),
         ),
     ),
 }

@@ -4,21 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 from normbook import core, functional
-from normbook.exercises.grading import Case, Exercise, normal
+from normbook.exercises.grading import Case, Exercise, normal, small
+from normbook.exercises.slips import NEAR_EPS, Standardize, slips
 
 
-def _tokens_over(axes: Any) -> Callable[..., Any]:
+def _tokens_over(
+    axes: Any, standardize: Standardize = core.standardize
+) -> Callable[..., Any]:
     """Layer norm of (N, T, C) with one's own idea of S."""
 
     def normalize(x: Any, gamma: Any, beta: Any) -> Any:
-        return core.affine(core.standardize(x, axes, 1e-5)[0], gamma, beta)
+        return core.affine(standardize(x, axes, 1e-5)[0], gamma, beta)
 
     return normalize
 
 
-def _token_sums(dy: Any, x: Any, axes: Any = (-1,)) -> tuple[Any, Any]:
+def _token_sums(
+    dy: Any, x: Any, axes: Any = (-1,), standardize: Standardize = core.standardize
+) -> tuple[Any, Any]:
     """dγ and dβ of layer norm on (N, T, C), with one's own idea of S."""
-    x_hat, _ = core.standardize(x, axes, 1e-5)
+    x_hat, _ = standardize(x, axes, 1e-5)
     return (dy * x_hat).sum((0, 1)), dy.sum((0, 1))
 
 
@@ -31,12 +36,19 @@ def _rms_dx(
     weight: float = 1.0,
     mean: float = 0.0,
     rescaled: bool = True,
+    standardize: Standardize = core.rescale,
 ) -> Any:
     """RMSNorm's dx, with weights for the mean it subtracts and one it does not."""
-    y, rstd = core.rescale(x, (1,), eps)
+    y, rstd = standardize(x, (1,), eps)
     g = gamma * dy
     taken = weight * y * core.mean(g * y, (1,)) + mean * core.mean(g, (1,))
     return (g - taken) * (rstd if rescaled else 1)
+
+
+def _rescaled_outside(x: Any, axes: Any, eps: float) -> tuple[Any, Any]:
+    """`core.rescale` with ε outside the root."""
+    rstd = 1 / (core.mean(x * x, axes) ** 0.5 + eps)
+    return x * rstd, rstd
 
 
 EXERCISES = {
@@ -52,20 +64,14 @@ EXERCISES = {
             "you averaged over the batch and time: this is batch norm": (
                 _tokens_over((0, 1))
             ),
-            "you did not center: this is RMSNorm with a β": (
-                lambda x, gamma, beta: functional.rms_norm(x, gamma) + beta
-            ),
-            "you divided by the unbiased deviation: torch.var and ddof=1 give m − 1": (
-                lambda x, gamma, beta: functional.layer_norm(
-                    x, gamma * (1 - 1 / x.shape[-1]) ** 0.5, beta
-                )
-            ),
+            **slips(lambda s: _tokens_over((-1,), s)),
             "γ and β are missing": lambda x, gamma, beta: functional.layer_norm(x),
             "β is missing": lambda x, gamma, beta: functional.layer_norm(x, gamma),
         },
         cases=(
             Case((normal(2, 3, 4), normal(4), normal(4))),
             Case((normal(3, 2, 5), normal(5), normal(5))),
+            Case((small(2, 3, 4), normal(4), normal(4)), NEAR_EPS),
         ),
     ),
     "layer-parameters": Exercise(
@@ -97,10 +103,12 @@ EXERCISES = {
             "the order is dγ, dβ: you swapped them": (
                 lambda dy, x: _token_sums(dy, x)[::-1]
             ),
+            **slips(lambda s: lambda dy, x: _token_sums(dy, x, standardize=s)),
         },
         cases=(
             Case((normal(2, 3, 4), normal(2, 3, 4))),
             Case((normal(3, 2, 5), normal(3, 2, 5))),
+            Case((normal(2, 3, 4), small(2, 3, 4)), NEAR_EPS),
         ),
     ),
     "rms-norm-dx": Exercise(
@@ -127,7 +135,10 @@ EXERCISES = {
             "your root mean square is that of the centered x": (
                 lambda dy, x, gamma, eps: _rms_dx(dy, core.center(x, (1,)), gamma, eps)
             ),
-            "ε belongs inside the root": (
+            "ε is outside the root: divide by √(mean(x²) + ε)": (
+                lambda *args: _rms_dx(*args, standardize=_rescaled_outside)
+            ),
+            "ε is missing or far too small: divide by √(mean(x²) + ε)": (
                 lambda dy, x, gamma, eps: _rms_dx(dy, x, gamma, 0.0)
             ),
         },

@@ -6,18 +6,11 @@ from typing import Any
 import numpy as np
 
 from normbook import core, functional
-from normbook.exercises.grading import Case, Exercise, normal
+from normbook.exercises.grading import Case, Exercise, normal, small
+from normbook.exercises.slips import NEAR_EPS, Standardize, slips
 from normbook.moments import Moments
 
 _BY_HAND = np.array([2.0, 4.0, 4.0, 10.0])
-
-
-def _standardize(
-    x: Any, axes: Any, eps: float, rstd: Callable[[Any, float, int], Any]
-) -> Any:
-    """Standardize with one's own idea of 1/σ, given v, ε and m."""
-    centered = core.center(x, axes)
-    return centered * rstd(core.mean(centered**2, axes), eps, core.count(x, axes))
 
 
 def _cancelled(x: Any, axes: Any, eps: float) -> Any:
@@ -34,9 +27,10 @@ def _layer_dx(
     axes: Any = (1,),
     weights: tuple[float, float] = (1, 1),
     rescaled: bool = True,
+    standardize: Standardize = core.standardize,
 ) -> Any:
     """Layer norm's dx, with weights for its two subtracted means."""
-    x_hat, rstd = core.standardize(x, (1,), eps)
+    x_hat, rstd = standardize(x, (1,), eps)
     g = gamma * dy
     first = weights[0] * core.mean(g, axes)
     second = weights[1] * x_hat * core.mean(g * x_hat, axes)
@@ -57,12 +51,16 @@ def _halfway(a: Moments, b: Moments) -> Moments:
     return a.merge(b)._replace(mean=(a.mean + b.mean) / 2)
 
 
-def _viewed(view: Callable[[Any, int], tuple[int, ...]], axes: Any) -> Any:
+def _viewed(
+    view: Callable[[Any, int], tuple[int, ...]],
+    axes: Any,
+    standardize: Standardize = core.standardize,
+) -> Any:
     """Group norm with one's own view of x's shape and one's own axes."""
 
     def group(x: Any, groups: int) -> Any:
         viewed = x.reshape(view(x.shape, groups))
-        return core.standardize(viewed, axes, 1e-5)[0].reshape(x.shape)
+        return standardize(viewed, axes, 1e-5)[0].reshape(x.shape)
 
     return group
 
@@ -100,27 +98,7 @@ EXERCISES = {
     "standardize": Exercise(
         lambda x, axes, eps: core.standardize(x, axes, eps)[0],
         {
-            "you divided by the unbiased deviation: the mean divides by m, not m − 1": (
-                lambda x, axes, eps: _standardize(
-                    x, axes, eps, lambda v, e, m: (v * m / (m - 1) + e) ** -0.5
-                )
-            ),
-            "ε is outside the root: it belongs beside σ², in √(σ² + ε)": (
-                lambda x, axes, eps: _standardize(
-                    x, axes, eps, lambda v, e, m: 1 / (v**0.5 + e)
-                )
-            ),
-            "you left ε out: add it to σ²": (
-                lambda x, axes, eps: _standardize(x, axes, eps, lambda v, e, m: v**-0.5)
-            ),
-            "you divided by the variance: the root is missing": (
-                lambda x, axes, eps: _standardize(
-                    x, axes, eps, lambda v, e, m: 1 / (v + e)
-                )
-            ),
-            "you did not center: this is RMSNorm": (
-                lambda x, axes, eps: core.rescale(x, axes, eps)[0]
-            ),
+            **slips(lambda s: lambda *args: s(*args)[0], fixed_eps=False),
             "you reduced over every axis: use `axes`": (
                 lambda x, axes, eps: core.standardize(x, tuple(range(x.ndim)), eps)[0]
             ),
@@ -164,8 +142,9 @@ EXERCISES = {
             "you forgot to divide by σ": (
                 lambda *args: _layer_dx(*args, rescaled=False)
             ),
-            "you left ε out of σ": (
-                lambda dy, x, gamma, eps: _layer_dx(dy, x, gamma, 0.0)
+            **slips(
+                lambda s: lambda *args: _layer_dx(*args, standardize=s),
+                fixed_eps=False,
             ),
         },
         cases=(
@@ -206,10 +185,12 @@ EXERCISES = {
                 _viewed(_groups_first, (1, 2, 3, 4))
             ),
             "you reduced over the batch": _viewed(_groups_first, (0, 2, 3, 4)),
+            **slips(lambda s: _viewed(_groups_first, (2, 3, 4), s)),
         },
         cases=(
             Case((normal(2, 6, 3, 3), 2)),
             Case((normal(3, 8, 2, 2), 2)),
+            Case((small(2, 6, 3, 3), 3), NEAR_EPS),
         ),
     ),
 }

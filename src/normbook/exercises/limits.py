@@ -1,0 +1,135 @@
+"""Run a reader's code so that it can be stopped, whatever it does.
+
+The code runs in a thread of its own while the caller waits. A loop without end is
+stopped by an exception that is raised inside that thread; no signal handler and no
+timer is touched, so it works wherever threads do, and Ctrl-C still reaches the caller.
+"""
+
+import ctypes
+import io
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from threading import Event, Lock, Thread
+from time import monotonic, sleep
+from typing import Any
+
+TIME_LIMIT_S = 5.0
+PRINT_LIMIT_CHARACTERS = 10_000
+# How long a thread is asked to end that swallows the exception or is inside a call of
+# C; and how long one waits for it at a time.
+_GRACE_S = 1.0
+_PAUSE_S = 0.02
+
+
+class Stopped(SystemExit):
+    """Code that was stopped, and why. No `except Exception` catches it."""
+
+
+class _Paper(io.StringIO):
+    """What was printed, up to a limit."""
+
+    def write(self, text: str, /) -> int:
+        if self.tell() + len(text) > PRINT_LIMIT_CHARACTERS:
+            raise Stopped(f"it prints more than {PRINT_LIMIT_CHARACTERS:,} characters")
+        return super().write(text)
+
+
+class _Worker(Thread):
+    """A thread for one call, which another thread can stop."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.call = call
+        self.returned: list[Any] = []
+        self.raised: list[BaseException] = []
+        self.lock = Lock()
+        self.ended = Event()
+
+    def run(self) -> None:
+        # A second time round when Stopped arrives after the call, on the way out.
+        while not self.ended.is_set():
+            try:
+                if not self.returned and not self.raised:
+                    self.returned.append(self.call())
+                with self.lock:
+                    self.ended.set()
+                    self._raise(None)
+            except BaseException as error:
+                self.raised.append(error)
+
+    def stop(self) -> None:
+        """Raise Stopped in the call; nothing once it has ended."""
+        with self.lock:
+            if not self.ended.is_set():
+                self._raise(ctypes.py_object(Stopped))
+
+    def _raise(self, error: Any) -> None:
+        """Raise an error in this thread as soon as it is at work, or take it back."""
+        thread = ctypes.c_ulong(self.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+
+def limited(run: Callable[[], Any]) -> Any:
+    """What `run()` returns; an Exception that it raises is raised here.
+
+    What it prints is printed when it has ended. Raises Stopped after TIME_LIMIT_S
+    seconds, for more than PRINT_LIMIT_CHARACTERS printed, and for a SystemExit or
+    KeyboardInterrupt of its own. The reader's own KeyboardInterrupt stops it and comes
+    through.
+    """
+    worker = _Worker(run)
+    paper = _Paper()
+    late = False
+    try:
+        with redirect_stdout(paper):
+            try:
+                worker.start()
+            except RuntimeError:  # a browser has no threads: its page sets the limit
+                worker.run()
+            until = monotonic() + TIME_LIMIT_S
+            # Short waits, for on some systems Ctrl-C ends none.
+            while not worker.ended.wait(_PAUSE_S) and monotonic() < until:
+                pass
+            late = not worker.ended.is_set()
+    finally:
+        _stop(worker)
+        if worker.ended.is_set() and worker.is_alive():
+            worker.join()  # a moment: the thread is on its way out
+        print(paper.getvalue(), end="")
+    if late:
+        raise Stopped(
+            f"it did not finish in {TIME_LIMIT_S:g} seconds: is there a loop that "
+            "never ends?"
+        )
+    for error in worker.raised:
+        if isinstance(error, Exception | Stopped):
+            raise error
+        raise Stopped(f"it raised {described(error)}") from error
+    return worker.returned[0]
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error, and its text where it has one."""
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
+
+
+def _stop(worker: _Worker) -> None:
+    """Raise Stopped in a thread until it ends: once, then twice in a row, and so on.
+
+    A loop around `try: … except: continue` swallows one, but not a second one that
+    arrives while the first is handled; hence the short switch interval.
+    """
+    until = monotonic() + _GRACE_S
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        times = 1
+        while not worker.ended.is_set() and monotonic() < until:
+            for _ in range(times):
+                worker.stop()
+                sleep(0)
+            worker.ended.wait(_PAUSE_S)
+            times += 1
+    finally:
+        sys.setswitchinterval(interval)
