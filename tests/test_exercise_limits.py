@@ -3,7 +3,9 @@
 Nothing stays behind: no thread, no timer, no handler, no switched output.
 """
 
+import inspect
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -147,3 +149,20 @@ def test_without_threads_an_attempt_is_run_in_place(monkeypatch, capsys):
     assert capsys.readouterr().out == (
         "by-hand ✓ right\nstandardize ✗ it raised ValueError: no\n"
     )
+
+
+def test_the_interpreter_is_as_before():
+    """An exception that is sent to a thread and never arrives hangs a profiler."""
+    code = f"""
+import cProfile
+from normbook.exercises import check, limits
+limits.TIME_LIMIT_S = 0.2
+
+{inspect.getsource(for_ever)}
+{inspect.getsource(for_ever_in_try)}
+
+for loop in (for_ever, for_ever_in_try, lambda x, axes, eps: x):
+    check("standardize", loop)
+cProfile.run("[sorted([2, 1], key=lambda x: x) for _ in range(100)]")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -109,13 +109,11 @@ EXERCISES = {
     "fused-rms-norm": Exercise(
         _rms(),
         {
-            "right, but you loaded a row twice: keep the first in a variable": (
-                _rms(loads=2)
-            ),
+            "you loaded a row twice: keep the first in a variable": (_rms(loads=2)),
             "you loaded each row three times: keep the first in a variable": (
                 _rms(loads=3)
             ),
-            "right, but you stored a row twice": _rms(stores=2),
+            "you stored a row twice: once is enough": _rms(stores=2),
             "γ is missing": _rms(gamma=0.0),
             "you took the sum of the squares for their mean": _rms(total=True),
             "ε is missing or far too small: divide by √(mean(x²) + ε)": _rms(eps=0.0),

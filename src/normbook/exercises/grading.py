@@ -107,14 +107,12 @@ def _verdict(
         for number, (answer, wanted) in enumerate(zip(answers, right, strict=True))
         if not all(_close(answer.get(part), wanted[part], tolerance) for part in wanted)
     ]
-    mistakes = {
-        message: exercise.results(mistake)
-        for message, mistake in exercise.mistakes.items()
-        if failed
-    }
     # First a mistake alone, then one among others: then only what it spoils must agree.
-    for alone in (True, False):
-        for message, wrong in mistakes.items():
+    gone_wrong: dict[str, list[dict[str, Any]]] = {}
+    for alone in (True, False) if failed else ():
+        for message, mistake in exercise.mistakes.items():
+            wrong = gone_wrong.get(message) or exercise.results(mistake)
+            gone_wrong[message] = wrong
             if _shows(cases, answers, wrong, right, tolerance, alone):
                 return message
     if odd := _odd_shape(answers, right):
@@ -188,7 +186,9 @@ def _no_numbers(answers: list[dict[str, Any]]) -> str:
         return BLANK
     for array in arrays:
         if array.dtype.kind not in "biuf":
-            kind = type(array.item()).__name__ if array.ndim == 0 else array.dtype.name
+            kind = array.dtype.name.rstrip("0123456789")
+            if array.dtype == object:
+                kind = type(array.ravel()[0]).__name__
             return f"it gives {kind}: real numbers are needed"
     return ""
 

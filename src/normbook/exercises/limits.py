@@ -47,14 +47,15 @@ class _Worker(Thread):
         self.ended = Event()
 
     def run(self) -> None:
-        # A second time round when Stopped arrives after the call, on the way out.
+        # A second time round when Stopped arrives after the call, on the way out. One
+        # that never arrived would slow the interpreter down for good; so the lock is
+        # taken, after which none is sent, and a call is made, where one sent arrives.
         while not self.ended.is_set():
             try:
                 if not self.returned and not self.raised:
                     self.returned.append(self.call())
                 with self.lock:
                     self.ended.set()
-                    self._raise(None)
             except BaseException as error:
                 self.raised.append(error)
 
@@ -62,12 +63,9 @@ class _Worker(Thread):
         """Raise Stopped in the call; nothing once it has ended."""
         with self.lock:
             if not self.ended.is_set():
-                self._raise(ctypes.py_object(Stopped))
-
-    def _raise(self, error: Any) -> None:
-        """Raise an error in this thread as soon as it is at work, or take it back."""
-        thread = ctypes.c_ulong(self.ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self.ident or 0), ctypes.py_object(Stopped)
+                )
 
 
 def limited(run: Callable[[], Any]) -> Any:
