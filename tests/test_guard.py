@@ -20,6 +20,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[1]
 
 INSTALL = """\
