@@ -86,7 +86,7 @@ quick: check  ## Lint and unit tests: no book, no notebook, no other process
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE \
     OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES=X86_V4,AVX512_ICL,AVX512_SPR \
     NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+f16c \
-    TORCHINDUCTOR_FORCE_DISABLE_CACHES=1
+    TORCHINDUCTOR_FX_GRAPH_CACHE=0 TORCHINDUCTOR_AUTOGRAD_CACHE=0
 
 portable: .venv/ready some-notebooks  ## Compare the stored outputs with 1 and 2 threads and AVX2
 	@for set in OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 "$(AVX2)"; do \
@@ -129,7 +129,9 @@ run: .venv/ready some-notebooks  ## Run every notebook and store what it prints 
 	        --log-level=ERROR $$notebook || exit 1; \
 	    echo "$$notebook  $$(( $$(date +%s) - start )) s"; done
 
-lab: .venv/ready  ## Open the notebooks in JupyterLab
+# JupyterLab shows no stored figure of a notebook that it does not trust.
+lab: .venv/ready some-notebooks  ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter-trust $(NOTEBOOKS) >/dev/null
 	@$(BIN)/jupyter-lab notebooks
 
 # ---------------------------------------------------------------- GPU
