@@ -13,7 +13,8 @@ LOG := .venv/setup.log
 # One thread: the stored outputs are those of one thread, and so are the timings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book serve test run lab check gpu portable lowest clean some-notebooks
+.PHONY: help book serve test quick run lab check gpu portable lowest clean \
+    some-notebooks
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -66,12 +67,26 @@ serve: book  ## Build the book and serve it on this machine
 
 # ---------------------------------------------------------------- tests
 
-test: book  ## Set up and test everything: code, every stored output, the pages
-	@$(BIN)/python -m pytest --durations=5
+# A file stays on one core: a notebook has one kernel, a fixture of a file is made once.
+# Files come in the order of pyproject.toml's testpaths.
+PARALLEL := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+# It times layers, so it runs when nothing else does.
+TIMED := notebooks/07_fast.ipynb
 
-# AVX2 or less, library by library: torch, oneDNN, MKL, OpenBLAS, NumPy's own loops.
+test: book  ## Set up and test everything: code, every stored output, the pages
+	@$(BIN)/python -m pytest $(PARALLEL) --ignore=$(TIMED) --durations=5
+	@$(BIN)/python -m pytest $(TIMED)
+
+quick: check  ## Lint and unit tests: no book, no notebook, no other process
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not processes and not browser" tests
+
+# AVX2 or less, library by library: torch, oneDNN, MKL, OpenBLAS, NumPy's own loops,
+# numba. torch.compile's cache on disk is left alone, because it does not ask for which
+# instructions a graph was compiled: from it, an AVX2 run would get loops of 16 lanes.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE \
-    OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES=X86_V4,AVX512_ICL,AVX512_SPR
+    OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES=X86_V4,AVX512_ICL,AVX512_SPR \
+    NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+f16c \
+    TORCHINDUCTOR_FX_GRAPH_CACHE=0 TORCHINDUCTOR_AUTOGRAD_CACHE=0
 
 portable: .venv/ready some-notebooks  ## Compare the stored outputs with 1 and 2 threads and AVX2
 	@for set in OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 "$(AVX2)"; do \
@@ -114,7 +129,9 @@ run: .venv/ready some-notebooks  ## Run every notebook and store what it prints 
 	        --log-level=ERROR $$notebook || exit 1; \
 	    echo "$$notebook  $$(( $$(date +%s) - start )) s"; done
 
-lab: .venv/ready  ## Open the notebooks in JupyterLab
+# JupyterLab shows no stored figure of a notebook that it does not trust.
+lab: .venv/ready some-notebooks  ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter-trust $(NOTEBOOKS) >/dev/null
 	@$(BIN)/jupyter-lab notebooks
 
 # ---------------------------------------------------------------- GPU

@@ -72,6 +72,7 @@ def test_every_rival_of_this_machine_is_right_and_timed(case):
         assert all(low <= mid <= high for low, mid, high in row[which].values())
 
 
+@pytest.mark.processes
 def test_what_torch_compile_makes_is_right_or_missing_with_a_reason():
     row = bench.measure(bench.Case("RMSNorm", (4, 8)), ["torch", "compiled"], number=1)
     if "compiled" in row["missing"]:

@@ -28,6 +28,8 @@ from sphinx.util.docutils import docutils_namespace  # noqa: E402
 from normbook.claims import claim_id  # noqa: E402
 from normbook.methods import METHODS  # noqa: E402
 
+pytestmark = pytest.mark.processes  # node renders its formulas
+
 STATIC = ROOT / "book" / "_static"
 
 

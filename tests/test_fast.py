@@ -143,6 +143,7 @@ def test_16_bits(name, dtype, calls):
         assert same(got, results(layer, x), str(dtype).removeprefix("torch."))
 
 
+@pytest.mark.processes
 def test_a_processor_without_float16_takes_the_plain_path(tmp_path):
     """LLVM would call a function there that this process may not have."""
     code = """
@@ -543,6 +544,7 @@ def test_torch_s_defaults_for_new_tensors_change_nothing(name, affine):
         assert torch.equal(value, exact)
 
 
+@pytest.mark.processes
 def test_without_a_folder_to_keep_what_is_compiled():
     """A checkout that may not be written to, for a user without a home: still right."""
     code = (
@@ -556,6 +558,7 @@ def test_without_a_folder_to_keep_what_is_compiled():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.processes
 def test_numba_starts_no_threads():
     """Its threads would set the number of OpenMP's, which are torch's, too."""
     code = """
@@ -579,6 +582,7 @@ def test_denormals_are_kept():
     assert y[0, 1] == -y[0, 0] > 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("first", ["layer(x)", "torch.nn.GroupNorm(2, 4)(x)"])
 def test_a_fork_has_threads_of_its_own(first):
     """A process that was forked after threads were used must not wait for them.
@@ -601,6 +605,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert run(code).split() == ["0"]
 
 
+@pytest.mark.processes
 def test_without_numba_the_plain_path_answers():
     code = """
 import sys
@@ -619,12 +624,14 @@ main()
     assert "numba" in said.rpartition("because")[2]
 
 
+@pytest.mark.processes
 def test_importing_the_layers_imports_no_compiler():
     """numba comes with the first call, Triton with the first on a GPU."""
     code = "import sys, normbook.nn; print({'numba', 'triton'} & {*sys.modules})"
     assert run(code).strip() == "set()"
 
 
+@pytest.mark.processes
 def test_compile_ahead_leaves_nothing_to_compile(tmp_path):
     """A second process with the same cache compiles no kernel of these layers."""
     code = """

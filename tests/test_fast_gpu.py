@@ -20,6 +20,8 @@ import sm90
 
 from normbook.fast import Work, gpu
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parent
 LAST = {"channels_last": True}
 GN, IN = Work(128, 32, 8, 3136), Work(128, 256, 1, 3136)

@@ -20,6 +20,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[1]
 
 INSTALL = """\
@@ -221,6 +223,15 @@ def printed_unseen(small: NotebookNode, cell: int) -> None:
     prints("✓ 2 > 1\n")(small, cell)
 
 
+def shows(function: str) -> Change:
+    def change(small: NotebookNode, cell: int) -> None:
+        small.cells[cell].source = "plots.source(core.center)"
+        data = {"text/markdown": f"```python\n{function}\n```"}
+        small.cells[cell].outputs = [new_output("display_data", data)]
+
+    return change
+
+
 def becomes(key: str, value: str) -> Change:
     return lambda small, cell: output(small, cell).update({key: value})
 
@@ -249,6 +260,7 @@ CAUGHT: list[tuple[state.Rule, int, Change]] = [
     (state.folds_the_same_in_jupyterlab, PRINT, tag("hide-cell")),
     (state.folds_the_same_in_jupyterlab, PRINT, folds(source_hidden=True)),
     (state.folds_the_same_in_jupyterlab, PRINT, folds(outputs_hidden=True)),
+    (state.prints_functions_as_they_stand, PRINT, shows("def center(x):\n    pass")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-skip")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, tag("nbval-ignore-output")),
     (state.gives_a_reason_for_what_is_not_compared, PRINT, source("# NBVAL_SKIP")),

@@ -145,6 +145,7 @@ def test_the_source_of_a_kernel_is_read_without_importing_it():
         runs.source("cpu", "nosuch")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="no Triton")
 def test_the_interpreter_finds_the_kernels_right():
     found = runs.interpreted()

@@ -486,6 +486,7 @@ def test_compiles_as_one_graph(pair, training):
         assert error(got, want) < 1e-12
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_with_inductor():
     """The default backend, where a C++ compiler is at hand."""

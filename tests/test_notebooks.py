@@ -17,7 +17,8 @@ from nbformat import NotebookNode
 
 from normbook.claims import FAILS, HOLDS, claim_id
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 Rule = Callable[[NotebookNode], list[str]]
 RULES: list[Rule] = []
@@ -232,6 +233,29 @@ def folds_the_same_in_jupyterlab(notebook: NotebookNode) -> list[str]:
                 f" {sorted(in_lab)}: set {sorted(on_page)} to true there, no others"
             )
     return faults
+
+
+SOURCES = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")
+)
+
+
+@rule
+def prints_functions_as_they_stand(notebook: NotebookNode) -> list[str]:
+    # plots.source shows a function of src, so an edited docstring changes an output.
+    return [
+        f"cell {number} shows {function.split('(')[0].split()[-1]} as src no longer"
+        " has it: make run NOTEBOOKS=notebooks/ and the name of this notebook"
+        for number, cell, output in outputs(notebook)
+        if "source(" in cell.source
+        for text in re.findall(
+            r"```python\n(.*?)\n*```",
+            output.get("data", {}).get("text/markdown", ""),
+            re.DOTALL,
+        )
+        for function in text.split("\n\n\n")
+        if function.strip("\n") not in SOURCES
+    ]
 
 
 @rule

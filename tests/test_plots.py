@@ -1,5 +1,8 @@
 """Figures: what they draw is what the package computes."""
 
+import io
+import re
+
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -11,6 +14,7 @@ import pytest
 from normbook import core, functional, plots
 from normbook.methods import METHODS
 from normbook.plots import batch_norm, curves, one_idea
+from normbook.plots.stable import stable
 
 
 def data(line):
@@ -42,6 +46,57 @@ def test_a_figure_returns_its_axes_and_draws_the_same_file_twice(ax, draw):
     assert ax.lines or ax.texts or ax.patches
     assert plots.svg(ax.figure) == plots.svg(draw(again).figure)
     plt.close(again.figure)
+
+
+def noisy(shift):
+    """Clipped lines, marks, dots, an area, a picture: all moved by so much rounding."""
+    rng = np.random.default_rng(0)
+    noise = 1 + shift * rng.uniform(-1, 1, size=(4, 30))
+    x, y = rng.normal(size=(2, 30)) * noise[:2]
+    figure, (left, right) = plt.subplots(1, 2)
+    left.plot(x, y * noise[2], "o-")
+    left.scatter(x, y, s=[4, 9] * 15)
+    left.fill_between(np.sort(x), y, y + 1, alpha=0.3)
+    left.set(xlim=(-1.5 * noise[3, 0], 1.5), ylim=(-2, 2), xlabel="x")
+    right.imshow(np.arange(12).reshape(3, 4) / 11, interpolation="none")
+    return figure
+
+
+IDS = re.compile(r'(?:id="|href="#|url\(#)([^")]*)')
+HASH = re.compile("[0-9a-f]{10}$")
+
+
+def test_rounding_of_another_processor_changes_no_character_of_a_figure():
+    exact, moved = noisy(0), noisy(1e-9)
+    with plt.rc_context({"svg.hashsalt": "normbook"}):
+        text = plots.svg(exact)
+        assert text == plots.svg(moved)
+        raw = io.StringIO(), io.StringIO()
+        for figure, out in zip((exact, moved), raw, strict=True):
+            figure.savefig(out, format="svg", metadata={"Date": None})
+    assert raw[0].getvalue() != raw[1].getvalue()
+    assert len(set(IDS.findall(text))) == len(set(IDS.findall(raw[0].getvalue())))
+    plt.close("all")
+
+
+def test_two_figures_share_no_id_that_is_counted():
+    with plt.rc_context({"svg.hashsalt": "normbook"}):
+        first, second = noisy(0), noisy(0)
+        second.axes[0].set_xlabel("steps")
+        counted = [
+            {name for name in IDS.findall(plots.svg(figure)) if HASH.search(name)}
+            for figure in (first, second)
+        ]
+    assert counted[0]
+    assert not counted[0] & counted[1]
+    plt.close("all")
+
+
+def test_coordinates_keep_two_decimals_and_scales_all():
+    text = '<path d="M 0.125001 -0.001 L 3.000000 20.5" style="stroke-width: 0.555"/>'
+    assert stable(text) == '<path d="M 0.13 0 L 3 20.5" style="stroke-width: 0.555"/>'
+    text = '<g transform="translate(1.23456 2) scale(0.015625)"/>'
+    assert stable(text) == '<g transform="translate(1.23 2) scale(0.015625)"/>'
 
 
 def test_the_dots_of_the_s_curve_stand_at_standardized_values(ax):

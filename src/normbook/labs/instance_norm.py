@@ -78,13 +78,14 @@ def responses(
     """One convolution and one norm of the astronaut at this contrast: (16, H, W).
 
     Five other photographs share the batch, unchanged. BN uses the statistics of the six
-    as they were, or, in `training`, those of the batch with the changed one.
+    as they were, or, in `training`, those of the batch with the changed one. All in
+    float64: what is drawn of it is then the same picture on another processor.
     """
     pictures = data.photographs()
     names = (*reversed(data.HELD_OUT), *data.TRAINING[:4])
-    x = torch.stack([pictures[name] for name in names])
+    x = torch.stack([pictures[name] for name in names]).double()
     place = names.index("astronaut")
-    maps, layer = convolution(padding, seed), norm(kind, 1, 16)
+    maps, layer = convolution(padding, seed).double(), norm(kind, 1, 16).double()
     if isinstance(layer, nb.BatchNorm):
         layer.momentum = None
         layer(maps(x))

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from normbook import functional
 from normbook.methods import METHODS, method_of
+from normbook.plots.stable import stable
 
 INK = "#262626"
 GREY = "#6B6B6B"  # what has no method
@@ -63,7 +64,7 @@ def svg(figure: Figure) -> str:
     """Return the figure as SVG text without a date: same drawing, same text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+    return stable(text.getvalue())
 
 
 def show(figure: Figure) -> None:
