@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shape
 
 from normbook import data
-from normbook import nn as nb
 from normbook.labs import instance_norm
 from normbook.training import records, stacked
 
@@ -16,11 +16,6 @@ TASKS = [
     instance_norm.contrast_as_nuisance,
     instance_norm.relative_contrast,
 ]
-
-
-def shape(value):
-    """The shape of nested lists; it fails where they are ragged."""
-    return tuple(torch.tensor(value).shape)
 
 
 def noise(*size, seed=0):
@@ -135,15 +130,6 @@ def test_only_instance_norm_cannot_see_contrast(kind):
     x = noise(2, 3, 32, 32)
     y = net(instance_norm.with_contrast(x, 0.25, 0.2))
     assert ((y - net(x)).abs().max() < 0.02) == (kind == "IN")
-
-
-def test_norms_have_what_their_kind_says():
-    instance = instance_norm.norm("IN", 2, 8)
-    assert isinstance(instance, nb.InstanceNorm)
-    assert instance.weight.shape == (16,)
-    assert isinstance(instance_norm.norm("BN", 1, 8), nb.BatchNorm)
-    with pytest.raises(ValueError, match="kind must be"):
-        instance_norm.norm("XN", 1, 8)
 
 
 @pytest.mark.parametrize("kind", ["BN", "IN"])
