@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from conftest import numbers, shape
+from torch import nn
 
 from normbook import data
+from normbook.functional import InputError
 from normbook.labs import batch_norm
 from normbook.training import records, stacked
 
@@ -129,3 +131,33 @@ def test_the_stored_record_holds_every_long_run():
     assert list(record["seconds"]) == list(record["results"])
     assert record["threads"] == 1
     assert all(math.isfinite(number) for number in numbers(record["results"]))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda **net: batch_norm.rates_that_train("LN", rates=(0.01,), **net),
+        lambda **net: batch_norm.deep_sigmoid("BN", rates=(0.01,), every=1, **net),
+        lambda **net: batch_norm.landscape("RMSNorm", every=1, **net),
+        lambda **net: batch_norm.distributions("GN", every=1, **net),
+        lambda **net: batch_norm.small_batches("BN", 4, rates=(0.01,), **net),
+    ],
+)
+def test_a_reader_may_choose_depth_width_activation_and_batch(run, monkeypatch):
+    made, dense = [], stacked.dense
+
+    def noted(*arguments, **settings):
+        made.append(settings)
+        return dense(*arguments, **settings)
+
+    monkeypatch.setattr(batch_norm, "dense", noted)
+    net = {"depth": 2, "width": 8, "activation": nn.Tanh, "batch": 16}
+    record = run(**net, seeds=SEEDS, steps=2)
+    assert all(map(math.isfinite, numbers(record)))
+    net.pop("batch")
+    assert net.items() <= made[0].items()
+
+
+def test_growth_between_layers_that_are_not_there_is_refused():
+    with pytest.raises(InputError, match="got a depth of 10. Use 11"):
+        batch_norm.gradient_growth("BN", depth=10)

@@ -140,3 +140,16 @@ def test_the_records_errors_lie_between_none_and_chance():
         assert torch.equal(
             unshifted, torch.tensor(kept["shifted"][kind]["brightness"])[2]
         )
+
+
+def test_the_usual_stack_may_have_other_widths_and_activations():
+    settings = {"widths": (4, 4), "activation": torch.nn.Tanh, "pooled": False}
+    run = comparison.task("IN", 100, rates=(0.1,), seeds=(0,), epochs=1, **settings)
+    assert shape(run["test"]) == (1,)
+    usual = comparison.task("IN", 100, rates=(0.1,), seeds=(0,), epochs=1)
+    assert run["test"] != usual["test"]
+
+
+def test_maps_of_several_channels():
+    net = stacked.convolutional(SEEDS, "GN", widths=(8,), inputs=3)
+    assert net(torch.randn(4, 6, 14, 14)).shape == (4, 2, 10)

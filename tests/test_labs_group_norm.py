@@ -243,6 +243,30 @@ def test_one_value_a_group_is_refused():
         group_norm.virtual_workers("B", "GN", groups=64, steps=1)
 
 
+@pytest.mark.parametrize(
+    ("net", "kind", "each", "message"),
+    [
+        ("D", "BN", 4, "one of A, B, C, or a width for each layer; got 'D'"),
+        ("A", "BN + SN", 4, r"got 'BN \+ SN' and sub-batches of 4"),
+        ("A", "batch renorm", None, "needs sub-batches; got 'batch renorm'"),
+        ("A", "XN", None, "one of none.*; got 'XN'"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused(net, kind, each, message):
+    with pytest.raises(functional.InputError, match=message):
+        group_norm.build(net, kind, [0], each, 4, 1)
+
+
+def test_a_net_may_be_widths_of_ones_own():
+    run = group_norm.virtual_workers(
+        (8, 8), "GN", activation=nn.Tanh, batch=16, steps=2, seeds=(0,)
+    )
+    assert all(map(math.isfinite, numbers(run["tests"])))
+    stack, _ = group_norm.build((8, 4), "GN", [0], None, 4, 1, nn.Tanh)
+    assert [layer.out_channels for layer in stack[:-4:3]] == [8, 4]
+    assert isinstance(stack[2], nn.Tanh)
+
+
 def test_the_stored_record_holds_every_long_run():
     record = records.read_record("group_norm")
     assert list(record["results"]) == list(group_norm.long_runs())

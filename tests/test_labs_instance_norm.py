@@ -189,7 +189,7 @@ def test_responses_of_the_original_are_the_same_in_training():
 
 
 def test_there_is_no_fourth_padding():
-    with pytest.raises(ValueError, match="none, zeros or reflect, got 'same'"):
+    with pytest.raises(ValueError, match="none, zeros or reflect; got 'same'"):
         instance_norm.convolution("same")
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import shape
 
 from normbook import data
+from normbook.functional import InputError
 from normbook.labs import layer_norm
 from normbook.training import records, sequences
 
@@ -108,8 +109,13 @@ def test_only_batch_norm_lets_a_transformer_see_the_future(kind):
         assert moved < 1e-6
 
 
+def test_there_is_no_third_cell():
+    with pytest.raises(InputError, match="RNN or LSTM; got 'GRU'"):
+        layer_norm.badly_scaled("LN", cell="GRU")
+
+
 def test_a_transformer_has_no_third_place_for_its_norms():
-    with pytest.raises(ValueError, match="pre or post, got 'middle'"):
+    with pytest.raises(ValueError, match="pre or post; got 'middle'"):
         sequences.Transformer((0,), "LN", "middle")
 
 

@@ -39,8 +39,10 @@ from normbook.training.stacked import (
     batch_norms,
     batch_statistics,
     convolutional,
+    crossed,
     dense,
     errors,
+    errors_by_rate,
     grouped,
     losses,
     mean_cosine,
@@ -78,7 +80,7 @@ def rates_that_train(
     errors `chosen`.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     net = dense(
         copies,
         kind,
@@ -88,7 +90,6 @@ def rates_that_train(
         activation=activation,
         gain=gain,
     )
-    per_copy = [rate for rate in rates for _ in seeds]
     history = train(
         net, shuffled(digits.train, copies, batch), steps=steps, rates=per_copy
     )
@@ -183,7 +184,7 @@ def deep_sigmoid(
     `test` uses running statistics, `test_batch` those of test batches of 500.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     net = dense(
         copies,
         kind,
@@ -201,7 +202,6 @@ def deep_sigmoid(
 
     watched = [layer for layer in net if isinstance(layer, Linear)][max(depth - 2, 0)]
     hook = watched.register_forward_pre_hook(keep)
-    per_copy = [rate for rate in rates for _ in seeds]
     history = train(
         net, shuffled(digits.train, copies, batch), steps=steps, rates=per_copy
     )
@@ -681,7 +681,7 @@ def small_batches(
     error prefers.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     net = dense(
         copies,
         kind,
@@ -695,13 +695,11 @@ def small_batches(
         net,
         shuffled(digits.train, copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         cosine=True,
     )
-    validation = errors(net, digits.validation, len(copies)).view(-1, len(seeds))
-    best = int(validation.mean(1).argmin())
-    test = errors(net, digits.test, len(copies)).view(-1, len(seeds))[best]
-    return {"kind": kind, "each": each, "rate": rates[best], "test": test.tolist()}
+    chosen = errors_by_rate(net, digits, rates, seeds)
+    return {"kind": kind, "each": each, "rate": chosen["rate"], "test": chosen["test"]}
 
 
 # ------------------------------------------------------------ running statistics

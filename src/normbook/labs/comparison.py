@@ -30,7 +30,9 @@ from normbook.training.stacked import (
     Seeds,
     batch_statistics,
     convolutional,
+    crossed,
     errors,
+    errors_by_rate,
     losses,
     mean_cosine,
     side_by_side,
@@ -138,28 +140,18 @@ def task(
     The rates are those of batches of 32; others scale them. `settings` are those of
     `convolutional`: pooled, widths, activation, groups.
     """
-    mnist = data.mnist()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     net = _trained(
         kind,
         copies,
-        [rate for rate in rates for _ in seeds],
+        per_copy,
         batch=batch,
         epochs=epochs,
         **settings,
     )
-    validation, test = (
-        errors(net, part, len(copies)).view(len(rates), -1)
-        for part in (mnist.validation, mnist.test)
-    )
-    best = int(validation.mean(1).argmin())
-    return {
-        "kind": kind,
-        "batch": batch,
-        "rate": rates[best],
-        "validation": validation.tolist(),
-        "test": test[best].tolist(),
-    }
+    chosen = errors_by_rate(net, data.mnist(), rates, seeds)
+    shown = ("rate", "validation", "test")
+    return {"kind": kind, "batch": batch} | {key: chosen[key] for key in shown}
 
 
 CONTRASTS = (0.125, 0.25, 0.5, 1.0, 2.0)

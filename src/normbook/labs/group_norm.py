@@ -35,7 +35,9 @@ from normbook.training.stacked import (
     Seeds,
     WorkerBatchNorm,
     convolutional,
+    crossed,
     errors,
+    errors_by_rate,
     grouped,
     losses,
     shuffled,
@@ -240,19 +242,19 @@ def virtual_workers(
     """
     load, shift = IMAGES[images]
     split = load()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     stack, watch = build(net, kind, copies, each, groups, steps, activation)
     history = train_on_images(
         stack,
         split.train,
         copies,
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         batch=batch,
         shift=shift,
         watch=watch,
     )
-    chosen = _chosen(stack, split, rates, seeds)
+    chosen = errors_by_rate(stack, split, rates, seeds)
     loss = history[-50:].mean(0).view(len(rates), -1)[rates.index(chosen["rate"])]
     return {
         "net": net,
@@ -360,7 +362,7 @@ def fine_tuning(
     before and after, at the rate that turned validation images prefer.
     """
     turned = _turned(data.mnist(), images)
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     stack = copy.deepcopy(upright(net, kind, seeds, len(rates), before))
     untuned = errors(stack, turned.test, len(copies))[: len(seeds)]
     for layer in stack:
@@ -371,7 +373,7 @@ def fine_tuning(
         turned.train,
         copies,
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         batch=batch,
         frozen=frozen,
     )
@@ -380,7 +382,7 @@ def fine_tuning(
         "kind": kind,
         "each": None if frozen or kind == "GN" else each,
         "untuned": untuned.tolist(),
-        **_chosen(stack, turned, rates, seeds),
+        **errors_by_rate(stack, turned, rates, seeds),
     }
 
 
@@ -397,26 +399,6 @@ def _turned(split: Split, images: int) -> Split:
         split.mean,
         split.std,
     )
-
-
-# -------------------------------------------------------------------- pieces
-
-
-def _chosen(
-    stack: nn.Module, split: Split, rates: Sequence[float], seeds: Seeds
-) -> Record:
-    """Errors of copies that are rates × seeds: the test's at validation's best rate."""
-    copies = len(rates) * len(seeds)
-    validation = errors(stack, split.validation, copies).view(len(rates), -1)
-    best = int(validation.mean(1).argmin())
-    tests = errors(stack, split.test, copies).view(len(rates), -1)
-    return {
-        "rates": list(rates),
-        "validation": validation.tolist(),
-        "tests": tests.tolist(),
-        "rate": rates[best],
-        "test": tests[best].tolist(),
-    }
 
 
 # ---------------------------------------------------- few values: why B collapses

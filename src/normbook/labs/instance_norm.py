@@ -245,13 +245,13 @@ def _fitted(
     value is the one of `rates` that the mean validation accuracy prefers.
     `settings` are those of `classifier`: widths, activation.
     """
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = stacked.crossed(rates, seeds)
     net = classifier(kind, copies, inputs, classes, place, **settings)
     stacked.train(
         net,
         stacked.shuffled(part("train", 2000, 1), copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         cosine=True,
     )
 

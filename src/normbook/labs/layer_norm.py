@@ -108,14 +108,14 @@ def learning_curves(
     end, `best` the place of the rate with the lowest last mean validation loss, and
     `chosen` its test losses.
     """
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = stacked.crossed(rates, seeds)
     net = Recurrent(copies, cell, kind, width=width)
     watched = every_copy(data.names().validation, len(copies))
     curve = fit(
         net,
         random_names(data.names().train, copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         clip=1.0,
         watch=lambda step: evaluate(net, watched),
         every=every,
@@ -243,7 +243,7 @@ def small_batches(
     raises on a batch of 1: `raises` then holds its words, and `test` is None.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = stacked.crossed(rates, seeds)
     record: Record = {"kind": kind, "batch": batch, "rates": list(rates)}
     net = stacked.dense(
         copies, kind, inputs=64, depth=depth, width=width, activation=activation
@@ -253,17 +253,13 @@ def small_batches(
             net,
             stacked.shuffled(digits.train, copies, batch),
             steps=samples // batch,
-            rates=[rate for rate in rates for _ in seeds],
+            rates=per_copy,
             momentum=0.0,
         )
     except ValueError as error:
         return {**record, "test": None, "raises": str(error)}
-    validation, test = (
-        stacked.errors(net, part, len(copies)).view(-1, len(seeds))
-        for part in (digits.validation, digits.test)
-    )
-    best = int(validation.mean(1).argmin())
-    return {**record, "rate": rates[best], "test": test[best].tolist()}
+    chosen = stacked.errors_by_rate(net, digits, rates, seeds)
+    return {**record, "rate": chosen["rate"], "test": chosen["test"]}
 
 
 # ------------------------------------------------- statistics of every time step

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from normbook import data
 from normbook import nn as nb
-from normbook.data import CLASSES, Part
+from normbook.data import CLASSES, Part, Split
 from normbook.training.norms import GROUPS, WorkerBatchNorm, norm
 
 Seeds = Sequence[int]
@@ -222,6 +222,11 @@ def moved(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 # ---------------------------------------------------------------- training
 
 
+def crossed(rates: Sequence[float], seeds: Seeds) -> tuple[list[int], list[float]]:
+    """A copy for each rate and seed, rates × seeds: the seed and the rate of each."""
+    return [seed for _ in rates for seed in seeds], [r for r in rates for _ in seeds]
+
+
 class SGD:
     """Gradient descent with momentum, and a rate for each copy.
 
@@ -350,6 +355,27 @@ def errors(net: nn.Module, part: Part, copies: int, batch: int = 500) -> Tensor:
         wrong += (logits.argmax(2) != y[:, None]).sum(0)
         finite &= logits.isfinite().all(2).all(0)
     return torch.where(finite, 100 * wrong / len(part.y), CHANCE)
+
+
+def errors_by_rate(
+    net: nn.Module, split: Split, rates: Sequence[float], seeds: Seeds
+) -> Record:
+    """Errors in % of copies that are `crossed`, and at the rate validation prefers.
+
+    `validation` and `tests` are rates × seeds; `rate` has the lowest mean validation
+    error, and `test` has the test errors there, one a seed.
+    """
+    copies = len(rates) * len(seeds)
+    validation = errors(net, split.validation, copies).view(len(rates), -1)
+    best = int(validation.mean(1).argmin())
+    tests = errors(net, split.test, copies).view(len(rates), -1)
+    return {
+        "rates": list(rates),
+        "validation": validation.tolist(),
+        "tests": tests.tolist(),
+        "rate": rates[best],
+        "test": tests[best].tolist(),
+    }
 
 
 def thinned(curve: Tensor, every: int) -> list[list[float]]:
