@@ -82,6 +82,23 @@ def error(got: Any, want: Any) -> float:
     return float(np.abs(got[differ] - want[differ]).max(initial=0) / scale)
 
 
+def numbers(value):
+    """Every number in a record, wherever it is."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from numbers(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from numbers(item)
+    elif not isinstance(value, str):
+        yield value
+
+
+def shape(value):
+    """The shape of nested lists; it fails where they are ragged."""
+    return tuple(torch.tensor(value).shape)
+
+
 JAX = find_spec("jax") is not None
 if JAX:
     os.environ |= {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}

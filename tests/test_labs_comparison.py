@@ -2,52 +2,26 @@
 
 import pytest
 import torch
+from conftest import shape
 
-from normbook import data, functional
+from normbook import data
 from normbook.labs import comparison
 from normbook.training import records, stacked
 
 SEEDS = (3, 1)
 
 
-def shape(value):
-    """The shape of nested lists; it fails where they are ragged."""
-    return tuple(torch.tensor(value).shape)
-
-
 def some(*size):
     return torch.randn(size, generator=torch.Generator().manual_seed(0))
-
-
-OURS = {
-    "BN": functional.batch_norm,
-    "LN": lambda x: functional.layer_norm(x, axes=(1, 2, 3)),
-    "IN": functional.instance_norm,
-    "GN": lambda x: functional.group_norm(x, comparison.GROUPS),
-    "RMSNorm": lambda x: functional.rms_norm(x, axes=(1,)),
-    "none": lambda x: x,
-}
-
-
-@pytest.mark.parametrize("kind", comparison.KINDS)
-def test_each_copy_gets_the_books_norm(kind):
-    layer = comparison.norm(kind, copies=2, channels=8, batch=6).train()
-    x = 3 + 2 * some(6, 16, 4, 4)
-    for copy, y in enumerate(layer(x).split(8, dim=1)):
-        want = OURS[kind](x[:, 8 * copy : 8 * copy + 8])
-        assert torch.allclose(y, want, atol=1e-5)
-
-
-def test_a_kind_that_is_none_of_them_is_refused():
-    with pytest.raises(ValueError, match="IN, GN, RMSNorm; got 'XN'"):
-        comparison.norm("XN", 1, 8, 4)
 
 
 @pytest.mark.parametrize("kind", comparison.KINDS)
 @pytest.mark.parametrize("pooled", [True, False])
 def test_stacked_nets_train_as_each_would_alone(kind, pooled):
     def trained(seeds, rates):
-        net = comparison.network(seeds, kind, widths=(8, 8), batch=8, pooled=pooled)
+        net = stacked.convolutional(
+            seeds, kind, widths=(8, 8), each=8, pooled=pooled, native=True
+        )
         batches = stacked.shuffled(data.mnist().train, seeds, 8)
         stacked.train(net, batches, steps=3, rates=rates)
         return net(stacked.side_by_side(data.mnist().test.x[:20], len(seeds)))
@@ -57,17 +31,6 @@ def test_stacked_nets_train_as_each_would_alone(kind, pooled):
     for copy, (seed, rate) in enumerate(zip(SEEDS, rates, strict=True)):
         alone = trained((seed,), [rate])
         assert torch.allclose(alone[:, 0], together[:, copy], atol=1e-3)
-
-
-def test_the_mean_cosine_is_that_of_all_pairs():
-    h = some(5, 2, 7)
-    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
-    for copy in range(2):
-        each = [
-            torch.cosine_similarity(h[i, copy], h[j, copy], dim=0) for i, j in pairs
-        ]
-        got = comparison.mean_cosine(h)[copy]
-        assert got == pytest.approx(sum(each).item() / len(pairs), abs=1e-6)
 
 
 def test_first_weights_has_a_row_a_layer_and_a_number_a_seed():
@@ -80,7 +43,9 @@ def test_first_weights_has_a_row_a_layer_and_a_number_a_seed():
 
 def test_first_weights_gives_the_gradient_that_autograd_gives():
     """The norm at the last convolution, from the weights of the linear layer alone."""
-    kept = comparison.network((0,), "none", widths=(4,), stride=1, size=8, gain=1 / 3)
+    kept = stacked.convolutional(
+        (0,), "none", widths=(4,), stride=1, size=8, gain=1 / 3
+    )
     digits = data.digits()
     x, y = digits.train.x[:16], digits.train.y[:16]
     z = kept[0](x[:, None]).detach().requires_grad_()
@@ -175,3 +140,16 @@ def test_the_records_errors_lie_between_none_and_chance():
         assert torch.equal(
             unshifted, torch.tensor(kept["shifted"][kind]["brightness"])[2]
         )
+
+
+def test_the_usual_stack_may_have_other_widths_and_activations():
+    settings = {"widths": (4, 4), "activation": torch.nn.Tanh, "pooled": False}
+    run = comparison.task("IN", 100, rates=(0.1,), seeds=(0,), epochs=1, **settings)
+    assert shape(run["test"]) == (1,)
+    usual = comparison.task("IN", 100, rates=(0.1,), seeds=(0,), epochs=1)
+    assert run["test"] != usual["test"]
+
+
+def test_maps_of_several_channels():
+    net = stacked.convolutional(SEEDS, "GN", widths=(8,), inputs=3)
+    assert net(torch.randn(4, 6, 14, 14)).shape == (4, 2, 10)

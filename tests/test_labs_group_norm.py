@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from test_labs_batch_norm import numbers, shape
+from conftest import numbers, shape
 from torch import nn
 
 from normbook import data, functional
-from normbook import nn as nb
 from normbook.labs import group_norm
 from normbook.training import records, stacked
 
@@ -110,32 +109,6 @@ def test_every_convolution_of_a_stack_is_standardized_and_learns():
     stacked.train(net, batches, steps=2, rates=[0.05, 0.05])
     for layer, weight in zip(maps, before, strict=True):
         assert not torch.equal(layer.weight, weight)
-
-
-# ------------------------------------------------------------- what stacks gained
-
-
-@pytest.mark.parametrize(("groups", "sets"), [(1, 3), (4, 12), (8, 24), (64, 24)])
-def test_groups_of_a_stack_are_of_one_copy_and_at_most_its_channels(groups, sets):
-    layer = stacked.norm("GN", 3, 8, groups=groups)
-    assert layer.num_groups == sets
-    x = torch.randn(2, 24, 5)
-    alone = nb.GroupNorm(min(groups, 8), 8)
-    expected = torch.cat([alone(part) for part in x.split(8, dim=1)], dim=1)
-    assert torch.allclose(layer(x), expected, atol=1e-5)
-
-
-def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():
-    net, _ = group_norm.build("A", "BN", [0], 32, 4, 1)
-    batches = stacked.shuffled(data.mnist().train, [0], 32)
-    stacked.train(net, batches, steps=3, rates=[0.05])
-    layer = stacked.batch_norms(net)[0]
-    mean, scale = layer.running_mean.clone(), layer.weight.detach().clone()
-    stacked.train(net, batches, steps=3, rates=[0.05], frozen=True)
-    assert torch.equal(layer.running_mean, mean)
-    assert not torch.equal(layer.weight, scale)
-    stacked.train(net, batches, steps=3, rates=[0.05])
-    assert not torch.equal(layer.running_mean, mean)
 
 
 # ------------------------------------------------------------------- few values
@@ -249,7 +222,7 @@ def test_the_best_rate_is_chosen_on_validation_images():
 def test_small_batches_take_more_and_shorter_steps(monkeypatch):
     taken = []
     monkeypatch.setattr(
-        group_norm, "train", lambda *_, **settings: taken.append(settings)
+        group_norm, "train_on_images", lambda *_, **settings: taken.append(settings)
     )
     monkeypatch.setattr(group_norm, "errors", lambda *_: torch.zeros(3))
     for size in (32, 2):
@@ -268,6 +241,30 @@ def test_turned_images_are_turned_and_few():
 def test_one_value_a_group_is_refused():
     with pytest.raises(functional.InputError, match="got 1 for sets"):
         group_norm.virtual_workers("B", "GN", groups=64, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("net", "kind", "each", "message"),
+    [
+        ("D", "BN", 4, "one of A, B, C, or a width for each layer; got 'D'"),
+        ("A", "BN + SN", 4, r"got 'BN \+ SN' and sub-batches of 4"),
+        ("A", "batch renorm", None, "needs sub-batches; got 'batch renorm'"),
+        ("A", "XN", None, "one of none.*; got 'XN'"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused(net, kind, each, message):
+    with pytest.raises(functional.InputError, match=message):
+        group_norm.build(net, kind, [0], each, 4, 1)
+
+
+def test_a_net_may_be_widths_of_ones_own():
+    run = group_norm.virtual_workers(
+        (8, 8), "GN", activation=nn.Tanh, batch=16, steps=2, seeds=(0,)
+    )
+    assert all(map(math.isfinite, numbers(run["tests"])))
+    stack, _ = group_norm.build((8, 4), "GN", [0], None, 4, 1, nn.Tanh)
+    assert [layer.out_channels for layer in stack[:-4:3]] == [8, 4]
+    assert isinstance(stack[2], nn.Tanh)
 
 
 def test_the_stored_record_holds_every_long_run():

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shape
 
 from normbook import data
+from normbook.functional import InputError
 from normbook.labs import layer_norm
 from normbook.training import records, sequences
 
@@ -15,11 +17,6 @@ RECURRENT = [
     (cell, kind) for cell in ("RNN", "LSTM") for kind in ("none", "LN", "BN")
 ] + [("LSTM", "shared BN")]
 KINDS = ["none", "LN", "BN", "RMSNorm", "DyT"]
-
-
-def shape(value):
-    """The shape of nested lists; it fails where they are ragged."""
-    return tuple(torch.tensor(value).shape)
 
 
 def some_names(copies: int, count: int = 12) -> sequences.Batch:
@@ -112,8 +109,13 @@ def test_only_batch_norm_lets_a_transformer_see_the_future(kind):
         assert moved < 1e-6
 
 
+def test_there_is_no_third_cell():
+    with pytest.raises(InputError, match="RNN or LSTM; got 'GRU'"):
+        layer_norm.badly_scaled("LN", cell="GRU")
+
+
 def test_a_transformer_has_no_third_place_for_its_norms():
-    with pytest.raises(ValueError, match="pre or post, got 'middle'"):
+    with pytest.raises(ValueError, match="pre or post; got 'middle'"):
         sequences.Transformer((0,), "LN", "middle")
 
 
@@ -145,17 +147,6 @@ def test_steps_beyond_the_last_use_its_statistics():
     x, live = torch.zeros(2, 4), torch.ones(2, 1, dtype=torch.bool)
     assert torch.equal(layer(x, 7, live), layer(x, 1, live))
     assert not torch.equal(layer(x, 7, live), layer(x, 0, live))
-
-
-def test_rescale_and_dynamic_tanh_are_their_formulas():
-    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
-    each = x.unflatten(1, (3, 4))
-    want = each / (each.square().mean(2, keepdim=True) + 1e-5).sqrt()
-    assert torch.allclose(sequences.Rescale(3, 4)(x), want.flatten(1), atol=1e-6)
-    dyt = sequences.DynamicTanh(3, 4)
-    dyt.alpha.data = torch.tensor([[0.5], [1.0], [2.0]])
-    want = torch.tanh(each * dyt.alpha)
-    assert torch.allclose(dyt(x), want.flatten(1), atol=1e-6)
 
 
 # ------------------------------------------------------- batches and training

@@ -16,7 +16,6 @@ says otherwise.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -26,10 +25,13 @@ from torch import Tensor, nn
 
 from normbook import data
 from normbook.data import Part
+from normbook.functional import InputError
 from normbook.training.records import run_and_record
 from normbook.training.stacked import (
+    BATCH,
     SEEDS,
     SGD,
+    WIDTHS,
     Batches,
     Linear,
     Record,
@@ -37,15 +39,19 @@ from normbook.training.stacked import (
     batch_norms,
     batch_statistics,
     convolutional,
+    crossed,
     dense,
     errors,
+    errors_by_rate,
     grouped,
     losses,
+    mean_cosine,
     recalibrated,
     shuffled,
     side_by_side,
     thinned,
     train,
+    trained_on_mnist,
 )
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -58,6 +64,9 @@ def rates_that_train(
     kind: str,
     *,
     depth: int = 8,
+    width: int = 64,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = 64,
     gain: float = 2.0,
     rates: Sequence[float] = RATES,
     seeds: Seeds = SEEDS,
@@ -65,17 +74,24 @@ def rates_that_train(
 ) -> Record:
     """Errors of fully connected nets on the digits, one row a learning rate.
 
-    `depth` layers of 64 ReLU units, batches of 64, momentum 0.9, constant rate. The
-    record has `validation` and `test` errors and the last `loss`, each as rates ×
-    seeds, the place `best` of the rate with the lowest mean validation error, and that
-    rate's test errors `chosen`.
+    `depth` layers of `width` units, momentum 0.9, constant rate. The record has
+    `validation` and `test` errors and the last `loss`, each as rates × seeds, the place
+    `best` of the rate with the lowest mean validation error, and that rate's test
+    errors `chosen`.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
-    net = dense(copies, kind, inputs=64, depth=depth, width=64, gain=gain)
-    per_copy = [rate for rate in rates for _ in seeds]
+    copies, per_copy = crossed(rates, seeds)
+    net = dense(
+        copies,
+        kind,
+        inputs=64,
+        depth=depth,
+        width=width,
+        activation=activation,
+        gain=gain,
+    )
     history = train(
-        net, shuffled(digits.train, copies, 64), steps=steps, rates=per_copy
+        net, shuffled(digits.train, copies, batch), steps=steps, rates=per_copy
     )
     validation = _grid(errors(net, digits.validation, len(copies)), seeds)
     test = _grid(errors(net, digits.test, len(copies)), seeds)
@@ -101,16 +117,16 @@ def scales_that_train(
     rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3),
     seeds: Seeds = SEEDS,
     steps: int = 300,
+    **settings: Any,
 ) -> Record:
     """Test errors at each multiple of He's initial standard deviation.
 
-    The nets of `rates_that_train`, 8 layers deep; each scale at the rate that its
-    validation error prefers. `test` is scales × seeds.
+    The nets of `rates_that_train` with its `settings` (depth, width, activation,
+    batch); each scale at the rate that its validation error prefers. `test` is scales ×
+    seeds.
     """
-    runs = [
-        rates_that_train(kind, gain=2 * scale**2, rates=rates, seeds=seeds, steps=steps)
-        for scale in scales
-    ]
+    settings |= {"rates": rates, "seeds": seeds, "steps": steps}
+    runs = [rates_that_train(kind, gain=2 * scale**2, **settings) for scale in scales]
     return {
         "kind": kind,
         "steps": steps,
@@ -127,15 +143,15 @@ def depths_that_train(
     rates: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3),
     seeds: Seeds = SEEDS,
     steps: int = 300,
+    **settings: Any,
 ) -> Record:
     """Test errors by depth, each at the rate that its validation error prefers.
 
-    The nets of `rates_that_train`. `test` is depths × seeds.
+    The nets of `rates_that_train` with its `settings` (width, activation, batch,
+    gain). `test` is depths × seeds.
     """
-    runs = [
-        rates_that_train(kind, depth=depth, rates=rates, seeds=seeds, steps=steps)
-        for depth in depths
-    ]
+    settings |= {"rates": rates, "seeds": seeds, "steps": steps}
+    runs = [rates_that_train(kind, depth=depth, **settings) for depth in depths]
     return {
         "kind": kind,
         "steps": steps,
@@ -148,6 +164,10 @@ def depths_that_train(
 def deep_sigmoid(
     kind: str,
     *,
+    depth: int = 6,
+    width: int = 100,
+    activation: type[nn.Module] = nn.Sigmoid,
+    batch: int = 64,
     rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     seeds: Seeds = SEEDS,
     steps: int = 300,
@@ -158,19 +178,20 @@ def deep_sigmoid(
     After Santurkar et al. 2018, who add noise after batch norm so that the
     distributions move more, and see training stay good. `loss` and `drift` are curves,
     one row for `every` steps and one column a seed, at the rate that the validation
-    error prefers. Drift is that of the inputs of layer 5: how far the mean of a unit
-    moves from one batch to the next, in its standard deviations, averaged over units.
+    error prefers. Drift is that of the inputs of the last hidden layer but one: how far
+    the mean of a unit moves from one batch to the next, in its standard deviations,
+    averaged over units.
     `test` uses running statistics, `test_batch` those of test batches of 500.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = crossed(rates, seeds)
     net = dense(
         copies,
         kind,
         inputs=64,
-        depth=6,
-        width=100,
-        activation=nn.Sigmoid,
+        depth=depth,
+        width=width,
+        activation=activation,
         gain=1.0,
     )
     moments: list[tuple[Tensor, Tensor]] = []
@@ -179,11 +200,10 @@ def deep_sigmoid(
         x = inputs[0].detach().unflatten(1, (len(copies), -1))
         moments.append((x.mean(0), x.std(0)))
 
-    fifth = [layer for layer in net if isinstance(layer, Linear)][4]
-    hook = fifth.register_forward_pre_hook(keep)
-    per_copy = [rate for rate in rates for _ in seeds]
+    watched = [layer for layer in net if isinstance(layer, Linear)][max(depth - 2, 0)]
+    hook = watched.register_forward_pre_hook(keep)
     history = train(
-        net, shuffled(digits.train, copies, 64), steps=steps, rates=per_copy
+        net, shuffled(digits.train, copies, batch), steps=steps, rates=per_copy
     )
     hook.remove()
     moves = [
@@ -225,16 +245,23 @@ def gradient_growth(
     width: int = 128,
     activation: type[nn.Module] = nn.ReLU,
     gain: float = 2.0,
+    batch: int = 128,
     seeds: Seeds = SEEDS,
 ) -> Record:
     """Gradients and similarities of a deep net at its first weights, layer by layer.
 
-    128 digits, `width` units a layer, gain as in `dense`. `gradient` holds the norm of
-    the gradient at each pre-activation and `cosine` the mean cosine between the
+    `batch` digits, `width` units a layer, gain as in `dense`. `gradient` holds the norm
+    of the gradient at each pre-activation and `cosine` the mean cosine between the
     activations of two images, as layers × seeds. `growth` is the factor by which a
-    layer multiplies the gradient on its way down, from layer depth - 5 to layer 5.
-    Source of the theory, √(π/(π−1)) a layer for batch norm: Yang et al. 2019.
+    layer multiplies the gradient on its way down, from layer depth - 5 to layer 5; so
+    fewer than 11 layers raise InputError. Source of the theory, √(π/(π−1)) a layer for
+    batch norm: Yang et al. 2019.
     """
+    if depth < 11:
+        raise InputError(
+            "growth is measured from layer depth - 5 down to layer 5; got a depth of "
+            f"{depth}. Use 11 layers or more."
+        )
     digits, copies = data.digits(), len(seeds)
     net = dense(
         seeds,
@@ -245,7 +272,7 @@ def gradient_growth(
         activation=activation,
         gain=gain,
     ).train()
-    x, y = digits.train.x[:128], digits.train.y[:128]
+    x, y = digits.train.x[:batch], digits.train.y[:batch]
     h = net[0](side_by_side(x, copies))
     pre_activations, cosines = [], []
     hidden = list(net)[1:-2]
@@ -255,7 +282,7 @@ def gradient_growth(
         a = activate(z)
         h = h + a if residual and index else a
         pre_activations.append(z)
-        cosines.append(_mean_cosine(a.detach().unflatten(1, (copies, -1))))
+        cosines.append(mean_cosine(a.detach().unflatten(1, (copies, -1))))
     loss = losses(net[-1](net[-2](h)), y[:, None].expand(-1, copies)).sum()
     gradients = torch.autograd.grad(loss, pre_activations)
     norms = torch.stack(
@@ -272,16 +299,13 @@ def gradient_growth(
     }
 
 
-def _mean_cosine(a: Tensor) -> Tensor:
-    """Mean cosine between two different images: (N, S, units) → (S)."""
-    unit = F.normalize(a, dim=2)
-    count = len(unit)
-    return (unit.sum(0).square().sum(1) - count) / (count * (count - 1))
-
-
 def landscape(
     kind: str,
     *,
+    depth: int = 8,
+    width: int = 64,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = 64,
     rate: float = 0.03,
     seeds: Seeds = SEEDS,
     steps: int = 200,
@@ -294,8 +318,10 @@ def landscape(
     `highest` of these losses, and the `cosine` between the gradients here and there
     that is smallest, each as points × seeds. After Santurkar et al. 2018, figure 4.
     """
-    net = dense(seeds, kind, inputs=64, depth=8, width=64).train()
-    batches = shuffled(data.digits().train, seeds, 64)
+    net = dense(
+        seeds, kind, inputs=64, depth=depth, width=width, activation=activation
+    ).train()
+    batches = shuffled(data.digits().train, seeds, batch)
     optimizer = SGD(net.parameters(), [rate] * len(seeds))
     at, here, lowest, highest, cosine = [], [], [], [], []
     for step, (x, y) in zip(range(steps), batches, strict=False):
@@ -362,15 +388,19 @@ def _place(
 def distributions(
     kind: str,
     *,
+    depth: int = 3,
+    width: int = 100,
+    activation: type[nn.Module] = nn.Sigmoid,
+    batch: int = 60,
     rate: float = 0.3,
     seeds: Seeds = SEEDS,
     steps: int = 400,
     every: int = 10,
 ) -> Record:
-    """How the input of one sigmoid moves over training, and how it differs by depth.
+    """How the input of one activation moves over training, and how it differs by depth.
 
-    Three layers of 100 sigmoid units on MNIST at 14×14, batches of 60, first weights of
-    variance 1/inputs: the setting of Ioffe & Szegedy 2015, section 4.1. Percentiles 15,
+    On MNIST at 14×14, with first weights of variance 1/inputs; three layers of 100
+    sigmoid units are the setting of Ioffe & Szegedy 2015, section 4.1. Percentiles 15,
     50 and 85 of pre-activations over 500 validation images. `over_training` follows the
     first unit of the last hidden layer: points × 3 × seeds. `over_depth` shows every
     layer's units, pooled, at the first and the last step: 2 × layers × 3 × seeds.
@@ -380,9 +410,9 @@ def distributions(
         seeds,
         kind,
         inputs=196,
-        depth=3,
-        width=100,
-        activation=nn.Sigmoid,
+        depth=depth,
+        width=width,
+        activation=activation,
         gain=1.0,
     )
     probe = side_by_side(mnist.validation.x, copies)
@@ -392,10 +422,10 @@ def distributions(
 
     @torch.no_grad()
     def look() -> list[Tensor]:
-        """The input of every sigmoid: (images, S, units) each."""
+        """The input of every activation: (images, S, units) each."""
         h, seen = net[0](probe), []
         for layer in list(net)[1:-2]:
-            if isinstance(layer, nn.Sigmoid):
+            if isinstance(layer, activation):
                 seen.append(h.unflatten(1, (copies, -1)))
             h = layer(h)
         return seen
@@ -416,7 +446,7 @@ def distributions(
         first = pooled(look())
     train(
         net,
-        shuffled(mnist.train, seeds, 60),
+        shuffled(mnist.train, seeds, batch),
         steps=steps,
         rates=[rate] * copies,
         watch=watch,
@@ -437,20 +467,24 @@ def distributions(
 def weight_norm(
     decay: float,
     *,
+    kind: str = "BN",
+    widths: Sequence[int] = WIDTHS,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = 64,
     rate: float = 0.5,
     seeds: Seeds = SEEDS,
     steps: int = 1000,
     every: int = 20,
 ) -> Record:
-    """The norm of weights before batch norm, and how far they turn at each step.
+    """The norm of weights before a norm, and how far they turn at each step.
 
-    The second of three convolutions (16-32-64) on MNIST at 14×14, batches of 64, plain
-    SGD at a constant rate. `norm2` is ‖w‖² and `turn` the angle between w before and
+    The second convolution, of one a width, on MNIST at 14×14; plain SGD at a constant
+    rate. `norm2` is ‖w‖² and `turn` the angle between w before and
     after one step in radians, each as points × seeds. Theory at equilibrium: √(2 · rate
     · decay).
     """
     mnist, copies = data.mnist(), len(seeds)
-    net = convolutional(seeds, "BN")
+    net = convolutional(seeds, kind, widths=widths, activation=activation)
     weight = [layer for layer in net if isinstance(layer, nn.Conv2d)][1].weight
     norms, turns = [], []
     before = weight.detach().view(copies, -1).clone()
@@ -465,7 +499,7 @@ def weight_norm(
 
     train(
         net,
-        shuffled(mnist.train, seeds, 64),
+        shuffled(mnist.train, seeds, batch),
         steps=steps,
         rates=[rate] * copies,
         momentum=0.0,
@@ -488,25 +522,13 @@ def weight_norm(
 # -------------------------------------------- statistics that a batch shares
 
 
-RATE, BATCH = 0.05, 32
+RATE = 0.05
 
 
-@cache
-def trained(kind: str, seeds: tuple[int, ...], steps: int) -> nn.Sequential:
-    """A trained stack; kept, because several experiments ask the same nets.
-
-    Its batch norm takes sub-batches, of all 32 images while it trains.
-    """
-    net = convolutional(seeds, kind, each=BATCH)
-    train(
-        net,
-        shuffled(data.mnist().train, seeds, BATCH, shift=2),
-        steps=steps,
-        rates=[RATE] * len(seeds),
-        decay=1e-4,
-        cosine=True,
-    )
-    return net
+def _trained(kind: str, seeds: Seeds, steps: int, **settings: Any) -> nn.Sequential:
+    """`trained_on_mnist` at the rate of these experiments."""
+    rates = (RATE,) * len(seeds)
+    return trained_on_mnist(kind, tuple(seeds), rates, steps=steps, **settings)
 
 
 # ------------------------------------------------------- who else is in the batch
@@ -521,17 +543,18 @@ def batch_mates(
     draws: int = 25,
     seeds: Seeds = SEEDS,
     steps: int = 750,
+    **settings: Any,
 ) -> Record:
     """The same test image among random others: does its prediction stay?
 
     Each of `images` images is seen in `draws` random batches, with the batch's
      `flips` is the share of predictions, in %, that differ from that image's
     own majority, and `spread` the standard deviation of its logits, each as sizes ×
-    seeds.
+    seeds. `settings` are those of `trained_on_mnist`: batch, widths, activation.
     """
     test = data.mnist().test
     with torch.enable_grad():
-        net = trained(kind, tuple(seeds), steps)
+        net = _trained(kind, seeds, steps, **settings)
     generator = torch.Generator().manual_seed(0)
     flips, spread = [], []
     for size in sizes:
@@ -555,22 +578,24 @@ def batch_mates(
 def mates_class(
     kind: str,
     *,
+    batch: int = BATCH,
     seeds: Seeds = SEEDS,
     steps: int = 600,
     batches: int = 60,
+    **settings: Any,
 ) -> Record:
     """Nets that learn to name the class of the *other* image of a pair.
 
     Each pair of images shares its batch statistics (sub-batches of 2), and the label of
     one is the class of the other. Only what mixes samples can beat chance, 90 %. Six
     convolutions, no shifts. `training` and `evaluation` are errors in the two modes, in
-    %.
+    %. `settings` are those of `convolutional`: widths, activation, groups.
     """
     mnist = data.mnist()
-    net = convolutional(seeds, kind, per_size=2, each=2)
+    net = convolutional(seeds, kind, **{"per_size": 2, "each": 2} | settings)
     train(
         net,
-        _of_mates(shuffled(mnist.train, seeds, BATCH)),
+        _of_mates(shuffled(mnist.train, seeds, batch)),
         steps=steps,
         rates=[RATE] * len(seeds),
         cosine=True,
@@ -579,7 +604,7 @@ def mates_class(
     @torch.no_grad()
     def error() -> list[float]:
         wrong = torch.zeros(len(seeds))
-        pairs = _of_mates(shuffled(mnist.test, seeds, BATCH))
+        pairs = _of_mates(shuffled(mnist.test, seeds, batch))
         for _, (x, y) in zip(range(batches), pairs, strict=False):
             wrong += (net(x).argmax(2) != y).float().mean(0)
         return (100 * wrong / batches).tolist()
@@ -600,18 +625,22 @@ def one_class_workers(
     kind: str,
     *,
     by_class: bool = True,
+    widths: Sequence[int] = (16, 32),
+    activation: type[nn.Module] = nn.ReLU,
     seeds: Seeds = SEEDS,
     steps: int = 300,
 ) -> Record:
     """Batches of 120 in sub-batches of 12, each of one class or shuffled.
 
     The SGD step sees every class; the statistics need not. On the digits, unshifted,
-    with four convolutions (16-16-32-32) and rate 0.2. `evaluation` is the test error
+    with two convolutions a width and rate 0.2. `evaluation` is the test error
     with running statistics, `batch` that of test sub-batches grouped as in training,
     with their own statistics.
     """
     digits = data.digits()
-    net = convolutional(seeds, kind, widths=(16, 32), per_size=2, each=12)
+    net = convolutional(
+        seeds, kind, widths=widths, per_size=2, activation=activation, each=12
+    )
     train(
         net,
         grouped(digits.train, seeds, by_class),
@@ -637,46 +666,63 @@ def small_batches(
     kind: str,
     each: int,
     *,
+    depth: int = 2,
+    width: int = 64,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = 96,
     rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3),
     seeds: Seeds = SEEDS,
     steps: int = 200,
 ) -> Record:
     """Fully connected nets whose statistics come from `each` samples.
 
-    Two layers of 64 ReLU units on the digits. The SGD batch is 96 for every `each`:
-    only the statistics change. `test` is at the rate that the validation error prefers.
+    On the digits. The SGD batch has the same `batch` images for every `each`, which
+    divides it: only the statistics change. `test` is at the rate that the validation
+    error prefers.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
-    net = dense(copies, kind, inputs=64, depth=2, width=64, each=each)
+    copies, per_copy = crossed(rates, seeds)
+    net = dense(
+        copies,
+        kind,
+        inputs=64,
+        depth=depth,
+        width=width,
+        activation=activation,
+        each=each,
+    )
     train(
         net,
-        shuffled(digits.train, copies, 96),
+        shuffled(digits.train, copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         cosine=True,
     )
-    validation = errors(net, digits.validation, len(copies)).view(-1, len(seeds))
-    best = int(validation.mean(1).argmin())
-    test = errors(net, digits.test, len(copies)).view(-1, len(seeds))[best]
-    return {"kind": kind, "each": each, "rate": rates[best], "test": test.tolist()}
+    chosen = errors_by_rate(net, digits, rates, seeds)
+    return {"kind": kind, "each": each, "rate": chosen["rate"], "test": chosen["test"]}
 
 
 # ------------------------------------------------------------ running statistics
 
 
 def shifted_images(
-    kind: str, *, seeds: Seeds = SEEDS, steps: int = 750, adapt: int = 200
+    kind: str,
+    *,
+    seeds: Seeds = SEEDS,
+    steps: int = 750,
+    adapt: int = 200,
+    **settings: Any,
 ) -> Record:
     """Test images with another contrast or brightness, under three statistics.
 
     `errors` has, for each change, the test errors with the `running` statistics of
     training, with those of each `batch` of 500 test images, and `adapted`: running
     statistics replaced by those of the first `adapt` changed images, without labels (Li
-    et al. 2016, AdaBN). A net without batch norm has one way only.
+    et al. 2016, AdaBN). A net without batch norm has one way only. `settings` are those
+    of `trained_on_mnist`: batch, widths, activation.
     """
     mnist, copies = data.mnist(), len(seeds)
-    net = trained(kind, tuple(seeds), steps)
+    net = _trained(kind, seeds, steps, **settings)
     raw = mnist.raw(mnist.test.x)
     changes = {
         "as in training": raw,
@@ -700,6 +746,9 @@ def shifted_images(
 def running_statistics(
     *,
     momenta: Sequence[float] = (0.001, 0.01, 0.1),
+    widths: Sequence[int] = WIDTHS,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = BATCH,
     seeds: Seeds = SEEDS,
     steps: int = 100,
 ) -> Record:
@@ -712,10 +761,10 @@ def running_statistics(
     mnist, copies = data.mnist(), len(seeds)
     running = []
     for momentum in momenta:
-        net = convolutional(seeds, "BN")
+        net = convolutional(seeds, "BN", widths=widths, activation=activation)
         for layer in batch_norms(net):
             layer.momentum = momentum
-        batches = shuffled(mnist.train, seeds, BATCH)
+        batches = shuffled(mnist.train, seeds, batch)
         train(net, batches, steps=steps, rates=[RATE] * copies)
         running.append(errors(net, mnist.test, copies).tolist())
     with recalibrated(net, mnist.train.x[:1000], copies):

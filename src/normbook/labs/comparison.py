@@ -2,7 +2,8 @@
 
 Every function returns a plain record: lists with one number a seed, and the settings
 that they belong to. The nets are convolutional; kinds are none, BN, LN over (C, H, W),
-IN with γ and β, GN with four groups, and RMSNorm over the channels of a position.
+IN with γ and β, GN with four groups, RMSNorm over the channels of a position, and any
+other that `training.norm` makes.
 Training calls torch's own kernels for speed; the tests hold them equal to this book's.
 `python -m normbook.labs.comparison` makes the long runs and keeps them in
 `records/comparison.json`.
@@ -13,111 +14,33 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbook import data
 from normbook import nn as nb
-from normbook.data import CLASSES, Part
+from normbook.data import Part
 from normbook.measure.agreement import GROUPS as AGREEMENT_GROUPS
 from normbook.measure.agreement import SHAPES, methods, speed, traffic
+from normbook.training.norms import GROUPS
 from normbook.training.records import run_and_record
 from normbook.training.stacked import (
+    BATCH,
     SEEDS,
-    Linear,
-    Logits,
     Record,
     Seeds,
-    WorkerBatchNorm,
     batch_statistics,
+    convolutional,
+    crossed,
     errors,
-    initialize,
+    errors_by_rate,
     losses,
-    shuffled,
+    mean_cosine,
     side_by_side,
-    train,
+    trained_on_mnist,
 )
 
 KINDS = ("none", "BN", "LN", "IN", "GN", "RMSNorm")
-GROUPS = 4
-BATCH = 32  # at which a rate is what it says; others scale it
 RATES = (0.02, 0.05, 0.15)
-WIDTHS = (16, 32, 64)
-
-
-# ------------------------------------------------------------------ networks
-
-
-class PositionRMSNorm(nn.Module):
-    """RMSNorm over the channels of each copy at each position of (N, S·C, H, W)."""
-
-    def __init__(self, copies: int, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(copies, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        each = x.unflatten(1, self.weight.shape[:2])
-        size = each.square().mean(2, keepdim=True)
-        return (each * (size + 1e-5).rsqrt() * self.weight).flatten(1, 2)
-
-
-def norm(
-    kind: str, copies: int, channels: int, batch: int, groups: int = GROUPS
-) -> nn.Module:
-    """One layer for `copies` networks; `batch` is how many images BN trains on."""
-    width = copies * channels
-    layers: dict[str, Callable[[], nn.Module]] = {
-        "none": nn.Identity,
-        "BN": lambda: WorkerBatchNorm(width, batch),
-        "LN": lambda: nn.GroupNorm(copies, width),
-        "IN": lambda: nn.InstanceNorm2d(width, affine=True),
-        "GN": lambda: nn.GroupNorm(groups * copies, width),
-        "RMSNorm": lambda: PositionRMSNorm(copies, channels),
-    }
-    if kind not in layers:
-        raise ValueError(f"kind must be one of {', '.join(layers)}; got {kind!r}")
-    return layers[kind]()
-
-
-def network(
-    seeds: Seeds,
-    kind: str,
-    *,
-    widths: Sequence[int] = WIDTHS,
-    stride: int = 2,
-    pooled: bool = True,
-    size: int = 14,
-    batch: int = BATCH,
-    gain: float = 2.0,
-    groups: int = GROUPS,
-) -> nn.Sequential:
-    """Convolutional networks, one a seed: (N, S, H, W) images to (N, S, 10) logits.
-
-    A 3×3 convolution of each width, its norm and a ReLU. The linear layer sees the mean
-    of each last map, or with `pooled` false all of it.
-    """
-    copies, channels = len(seeds), 1
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [
-            nn.Conv2d(
-                copies * channels,
-                copies * width,
-                kernel_size=3,
-                stride=stride,
-                padding=1,
-                groups=copies,
-                bias=kind == "none",
-            ),
-            norm(kind, copies, width, batch, groups),
-            nn.ReLU(),
-        ]
-        channels, size = width, -(-size // stride)
-    if pooled:
-        layers.append(nn.AdaptiveAvgPool2d(1))
-    inputs = channels if pooled else channels * size * size
-    layers += [nn.Flatten(), Linear(copies, inputs, CLASSES), Logits(copies)]
-    return initialize(nn.Sequential(*layers), seeds, gain)
 
 
 # ------------------------------------------------------------ before training
@@ -130,6 +53,7 @@ def first_weights(
     width: int = 32,
     gain: float = 1 / 3,
     images: int = 64,
+    activation: type[nn.Module] = nn.ReLU,
     groups: int = GROUPS,
     seeds: Seeds = SEEDS,
 ) -> Record:
@@ -141,14 +65,16 @@ def first_weights(
     images.
     """
     digits, copies = data.digits(), len(seeds)
-    net = network(
+    net = convolutional(
         seeds,
         kind,
         widths=[width] * depth,
         stride=1,
-        batch=images,
+        activation=activation,
         gain=gain,
+        each=images,
         groups=groups,
+        native=True,
     ).train()
     x, y = digits.train.x[:images], digits.train.y[:images]
     h = side_by_side(x, copies)
@@ -176,41 +102,28 @@ def _each(x: Tensor, copies: int) -> Tensor:
     return x.detach().unflatten(1, (copies, -1)).flatten(2)
 
 
-def mean_cosine(h: Tensor) -> Tensor:
-    """The mean cosine between two different rows of each copy: (N, S, F) → (S)."""
-    unit = F.normalize(h, dim=2)
-    count = len(h)
-    return (unit.sum(0).square().sum(1) - count) / (count * (count - 1))
-
-
 # ---------------------------------------------------------------- one task
 
 
-def trained(
+def _trained(
     kind: str,
     seeds: Seeds,
     rates: Sequence[float],
     *,
     batch: int = BATCH,
-    pooled: bool = True,
     epochs: int = 6,
+    **settings: Any,
 ) -> nn.Sequential:
-    """A stack trained on MNIST at 14×14, one copy for each pair of seed and rate.
-
-    SGD, momentum 0.9, decay 1e-4, rates times batch/32, falling along half a cosine
-    wave; images move by up to 2 pixels.
-    """
-    train_part = data.mnist().train
-    net = network(seeds, kind, batch=batch, pooled=pooled)
-    train(
-        net,
-        shuffled(train_part, seeds, batch, shift=2),
-        steps=epochs * (len(train_part.y) // batch),
-        rates=[rate * batch / BATCH for rate in rates],
-        decay=1e-4,
-        cosine=True,
+    """`trained_on_mnist` with torch's layers, at rates times batch/32."""
+    return trained_on_mnist(
+        kind,
+        tuple(seeds),
+        tuple(rate * batch / BATCH for rate in rates),
+        steps=epochs * (len(data.mnist().train.y) // batch),
+        batch=batch,
+        native=True,
+        **settings,
     )
-    return net
 
 
 def task(
@@ -219,32 +132,26 @@ def task(
     *,
     rates: Sequence[float] = RATES,
     seeds: Seeds = SEEDS,
-    pooled: bool = True,
     epochs: int = 6,
+    **settings: Any,
 ) -> Record:
-    """Test errors of one kind in %, one a seed, at the rate that validation prefers."""
-    mnist = data.mnist()
-    copies = [seed for _ in rates for seed in seeds]
-    net = trained(
+    """Test errors of one kind in %, one a seed, at the rate that validation prefers.
+
+    The rates are those of batches of 32; others scale them. `settings` are those of
+    `convolutional`: pooled, widths, activation, groups.
+    """
+    copies, per_copy = crossed(rates, seeds)
+    net = _trained(
         kind,
         copies,
-        [rate for rate in rates for _ in seeds],
+        per_copy,
         batch=batch,
-        pooled=pooled,
         epochs=epochs,
+        **settings,
     )
-    validation, test = (
-        errors(net, part, len(copies)).view(len(rates), -1)
-        for part in (mnist.validation, mnist.test)
-    )
-    best = int(validation.mean(1).argmin())
-    return {
-        "kind": kind,
-        "batch": batch,
-        "rate": rates[best],
-        "validation": validation.tolist(),
-        "test": test[best].tolist(),
-    }
+    chosen = errors_by_rate(net, data.mnist(), rates, seeds)
+    shown = ("rate", "validation", "test")
+    return {"kind": kind, "batch": batch} | {key: chosen[key] for key in shown}
 
 
 CONTRASTS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -257,17 +164,21 @@ def shifted(
     *,
     contrasts: Sequence[float] = CONTRASTS,
     offsets: Sequence[float] = OFFSETS,
+    batch: int = BATCH,
     seeds: Seeds = SEEDS,
     epochs: int = 6,
+    **settings: Any,
 ) -> Record:
     """Test errors on images with another contrast or brightness.
 
-    The linear layer sees whole maps. Pixels, from 0 to 1, are multiplied by a contrast
-    or moved by an offset and not clipped. `contrast` and `brightness` are values ×
-    seeds; `…_batch`, for BN, with the statistics of each batch of 500 test images.
+    The nets of `task`, but the linear layer sees whole maps. Pixels, from 0 to 1, are
+    multiplied by a contrast or moved by an offset and not clipped. `contrast` and
+    `brightness` are values × seeds; `…_batch`, for BN, with the statistics of each
+    batch of 500 test images.
     """
     mnist, copies = data.mnist(), len(seeds)
-    net = trained(kind, seeds, [rate] * copies, pooled=False, epochs=epochs)
+    settings = {"pooled": False} | settings
+    net = _trained(kind, seeds, [rate] * copies, batch=batch, epochs=epochs, **settings)
     raw = mnist.raw(mnist.test.x)
     changed = {
         "contrast": [factor * raw for factor in contrasts],

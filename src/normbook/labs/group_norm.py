@@ -16,7 +16,6 @@ norm (Hoffer et al. 2017), needs no code: it is `WorkerBatchNorm` with sub-batch
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,23 +25,31 @@ from torch.nn.utils import parametrize
 from normbook import core, data, functional
 from normbook import nn as nb
 from normbook.data import Part, Split
+from normbook.functional import InputError
+from normbook.training.norms import GROUPS
 from normbook.training.records import run_and_record
 from normbook.training.stacked import (
+    BATCH,
     SEEDS,
     Record,
     Seeds,
     WorkerBatchNorm,
     convolutional,
+    crossed,
     errors,
+    errors_by_rate,
     grouped,
     losses,
     shuffled,
     side_by_side,
     train,
+    train_on_images,
+    trained_on_mnist,
 )
 
+Net = str | Sequence[int]
 NETS = {"A": (16, 32, 64), "B": (16, 32, 64, 64), "C": (16, 32)}
-RATE, BATCH = 0.1, 32
+RATE = 0.1
 SIZES = (32, 8, 4, 2)
 # What is shown, and by how many pixels it moves at random.
 IMAGES = {
@@ -154,13 +161,44 @@ def use_weight_standardization(net: nn.Sequential) -> None:
 # ------------------------------------------------------------------ networks
 
 
+def _widths(net: Net) -> tuple[int, ...]:
+    if isinstance(net, str) and net not in NETS:
+        raise InputError(
+            f"net must be one of {', '.join(NETS)}, or a width for each layer; got "
+            f"{net!r}."
+        )
+    return NETS[net] if isinstance(net, str) else tuple(net)
+
+
 def build(
-    net: str, kind: str, seeds: Seeds, each: int | None, groups: int, steps: int
+    net: Net,
+    kind: str,
+    seeds: Seeds,
+    each: int | None,
+    groups: int,
+    steps: int,
+    activation: type[nn.Module] = nn.ReLU,
 ) -> tuple[nn.Sequential, Callable[[int], None]]:
-    """Networks of one kind, and what they want called after every training step."""
+    """Networks of one kind, and what they want called after every training step.
+
+    `net` names one of `NETS`, or has a width for each layer. `kind` is one of
+    `training.norm` or batch renorm, with " + WS" for standardized weights.
+    """
     base, *more = kind.split(" + ")
     of = "BN" if base == "batch renorm" else base
-    stack = convolutional(seeds, of, widths=NETS[net], each=each, groups=groups)
+    if more not in ([], ["WS"]) or (base == "batch renorm" and each is None):
+        raise InputError(
+            "kind must be a norm, with + WS for standardized weights, and batch renorm "
+            f"needs sub-batches; got {kind!r} and sub-batches of {each}."
+        )
+    stack = convolutional(
+        seeds,
+        of,
+        widths=_widths(net),
+        activation=activation,
+        each=each,
+        groups=groups,
+    )
     if more:
         use_weight_standardization(stack)
     renorms = use_batch_renorm(stack) if base == "batch renorm" else []
@@ -172,59 +210,51 @@ def build(
     return stack, watch
 
 
-@cache
-def upright(
-    net: str, kind: str, seeds: tuple[int, ...], times: int, steps: int
-) -> nn.Sequential:
+def upright(net: Net, kind: str, seeds: Seeds, times: int, steps: int) -> nn.Sequential:
     """The stack before tuning: each seed `times` times, for as many rates."""
-    copies = seeds * times
-    stack, _ = build(net, kind, copies, BATCH, 4, steps)
-    train(
-        stack,
-        shuffled(data.mnist().train, copies, BATCH, shift=2),
-        steps=steps,
-        rates=[RATE] * len(copies),
-        decay=1e-4,
-        cosine=True,
-    )
-    return stack
+    copies = tuple(seeds) * times
+    rates = (RATE,) * len(copies)
+    return trained_on_mnist(kind, copies, rates, steps=steps, widths=_widths(net))
 
 
 # ------------------------------------------------------------- small batches
 
 
 def virtual_workers(
-    net: str,
+    net: Net,
     kind: str,
     each: int | None = None,
     *,
-    groups: int = 4,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = BATCH,
+    groups: int = GROUPS,
     rates: Sequence[float] = (RATE,),
     seeds: Seeds = SEEDS,
     steps: int = 376,
     images: str = "shifted",
 ) -> Record:
-    """Train with statistics of `each` images; every SGD batch has 32.
+    """Train with statistics of `each` images; every SGD batch has 32, or `batch`.
 
-    `kind` is none, BN, GN or batch renorm, with " + WS" for standardized weights.
-    `images` names MNIST, shifted or unshifted, or the digits. `validation` and
-    `tests` are rates × seeds; `rate` is the one that validation prefers, and at this
-    rate are `test` and `loss`, the training loss over the last 50 steps, one a seed.
+    `net` and `kind` as in `build`. `images` names MNIST, shifted or unshifted, or the
+    digits. `validation` and `tests` are rates × seeds; `rate` is the one that
+    validation prefers, and at this rate are `test` and `loss`, the training loss over
+    the last 50 steps, one a seed.
     """
     load, shift = IMAGES[images]
     split = load()
-    copies = [seed for _ in rates for seed in seeds]
-    stack, watch = build(net, kind, copies, each, groups, steps)
-    history = train(
+    copies, per_copy = crossed(rates, seeds)
+    stack, watch = build(net, kind, copies, each, groups, steps, activation)
+    history = train_on_images(
         stack,
-        shuffled(split.train, copies, BATCH, shift=shift),
+        split.train,
+        copies,
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
-        decay=1e-4,
-        cosine=True,
+        rates=per_copy,
+        batch=batch,
+        shift=shift,
         watch=watch,
     )
-    chosen = _chosen(stack, split, rates, seeds)
+    chosen = errors_by_rate(stack, split, rates, seeds)
     loss = history[-50:].mean(0).view(len(rates), -1)[rates.index(chosen["rate"])]
     return {
         "net": net,
@@ -237,10 +267,11 @@ def virtual_workers(
 
 
 def scaled_rates(
-    net: str,
+    net: Net,
     kind: str,
     size: int,
     *,
+    activation: type[nn.Module] = nn.ReLU,
     rate: float = RATE,
     seeds: Seeds = SEEDS,
     epochs: int = 8,
@@ -252,15 +283,15 @@ def scaled_rates(
     """
     mnist, copies = data.mnist(), len(seeds)
     steps = epochs * (len(mnist.train.y) // size)
-    stack, watch = build(net, kind, seeds, size, 4, steps)
+    stack, watch = build(net, kind, seeds, size, GROUPS, steps, activation)
     scaled = rate * size / BATCH
-    train(
+    train_on_images(
         stack,
-        shuffled(mnist.train, seeds, size, shift=2),
+        mnist.train,
+        seeds,
         steps=steps,
         rates=[scaled] * copies,
-        decay=1e-4,
-        cosine=True,
+        batch=size,
         watch=watch,
     )
     return {
@@ -278,17 +309,19 @@ def sorted_batches(
     each: int | None,
     *,
     by_class: bool,
+    net: Net = "A",
+    activation: type[nn.Module] = nn.ReLU,
     rate: float = RATE,
     seeds: Seeds = SEEDS,
     steps: int = 300,
 ) -> Record:
-    """Net A; batches of 120, twelve of each class, sorted by class or shuffled.
+    """Batches of 120, twelve of each class, sorted by class or shuffled.
 
     The SGD step sees every class either way; batch norm's sub-batches of `each` do not.
     No shifts.
     """
     mnist, copies = data.mnist(), len(seeds)
-    stack, watch = build("A", kind, seeds, each, 4, steps)
+    stack, watch = build(net, kind, seeds, each, GROUPS, steps, activation)
     train(
         stack,
         grouped(mnist.train, seeds, by_class),
@@ -314,7 +347,8 @@ def fine_tuning(
     each: int = BATCH,
     *,
     frozen: bool = False,
-    net: str = "B",
+    net: Net = "B",
+    batch: int = BATCH,
     images: int = 300,
     rates: Sequence[float] = (0.01, 0.03, 0.1),
     seeds: Seeds = SEEDS,
@@ -328,19 +362,19 @@ def fine_tuning(
     before and after, at the rate that turned validation images prefer.
     """
     turned = _turned(data.mnist(), images)
-    copies = [seed for _ in rates for seed in seeds]
-    stack = copy.deepcopy(upright(net, kind, tuple(seeds), len(rates), before))
+    copies, per_copy = crossed(rates, seeds)
+    stack = copy.deepcopy(upright(net, kind, seeds, len(rates), before))
     untuned = errors(stack, turned.test, len(copies))[: len(seeds)]
     for layer in stack:
         if isinstance(layer, WorkerBatchNorm):
             layer.each = each
-    train(
+    train_on_images(
         stack,
-        shuffled(turned.train, copies, BATCH, shift=2),
+        turned.train,
+        copies,
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
-        decay=1e-4,
-        cosine=True,
+        rates=per_copy,
+        batch=batch,
         frozen=frozen,
     )
     return {
@@ -348,7 +382,7 @@ def fine_tuning(
         "kind": kind,
         "each": None if frozen or kind == "GN" else each,
         "untuned": untuned.tolist(),
-        **_chosen(stack, turned, rates, seeds),
+        **errors_by_rate(stack, turned, rates, seeds),
     }
 
 
@@ -365,26 +399,6 @@ def _turned(split: Split, images: int) -> Split:
         split.mean,
         split.std,
     )
-
-
-# -------------------------------------------------------------------- pieces
-
-
-def _chosen(
-    stack: nn.Module, split: Split, rates: Sequence[float], seeds: Seeds
-) -> Record:
-    """Errors of copies that are rates × seeds: the test's at validation's best rate."""
-    copies = len(rates) * len(seeds)
-    validation = errors(stack, split.validation, copies).view(len(rates), -1)
-    best = int(validation.mean(1).argmin())
-    tests = errors(stack, split.test, copies).view(len(rates), -1)
-    return {
-        "rates": list(rates),
-        "validation": validation.tolist(),
-        "tests": tests.tolist(),
-        "rate": rates[best],
-        "test": tests[best].tolist(),
-    }
 
 
 # ---------------------------------------------------- few values: why B collapses
@@ -430,24 +444,26 @@ def what_passes(
 
 
 def first_gradients(
-    net: str,
+    net: Net,
     kind: str,
     each: int | None = None,
     *,
+    activation: type[nn.Module] = nn.ReLU,
+    batch: int = BATCH,
     batches: int = 16,
     seeds: Seeds = SEEDS,
 ) -> Record:
     """Before training: do the gradients of different batches agree?
 
     Of each layer's weights, the last being the linear one: `norm` is the gradient's
-    root mean square over `batches` batches of 32, `agreement` the share of it that is
+    root mean square over `batches` batches, `agreement` the share of it that is
     the same in every batch, |mean|²/mean(|·|²) without its bias (layers × seeds): 1
     where all agree, 0 where each is noise.
     """
-    stack, _ = build(net, kind, seeds, each, 4, 1)
+    stack, _ = build(net, kind, seeds, each, GROUPS, 1, activation)
     stack.train()
     weights = [p for p in stack.parameters() if p.ndim > 2]
-    drawn = shuffled(data.mnist().train, seeds, BATCH, shift=2)
+    drawn = shuffled(data.mnist().train, seeds, batch, shift=2)
     seen: list[list[Tensor]] = [[] for _ in weights]
     for _, (x, y) in zip(range(batches), drawn, strict=False):
         gradients = torch.autograd.grad(losses(stack(x), y).sum(), weights)
@@ -471,7 +487,7 @@ def first_gradients(
 
 @torch.no_grad()
 def values_that_count(
-    net: str, *, sizes: Sequence[int] = SIZES, seeds: Seeds = SEEDS, steps: int = 376
+    net: Net, *, sizes: Sequence[int] = SIZES, seeds: Seeds = SEEDS, steps: int = 376
 ) -> Record:
     """As how many independent values does a batch's mean count, layer by layer?
 
@@ -483,7 +499,7 @@ def values_that_count(
     channels.
     """
     with torch.enable_grad():
-        stack = upright(net, "BN", tuple(seeds), 1, steps)
+        stack = upright(net, "BN", seeds, 1, steps)
     maps: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from normbook import data, functional
 from normbook import nn as nb
 from normbook.data import Part
-from normbook.training import stacked
+from normbook.functional import InputError
+from normbook.training import norm, stacked
 from normbook.training.records import run_and_record, write_pictures
 from normbook.training.stacked import SEEDS, Record, Seeds
 
@@ -38,20 +39,13 @@ TEXTURE_CONTRASTS = (1.0, 0.6, 0.35, 0.2)  # of the textures that are told apart
 CROP, TEXTURE_CROP = 64, 32
 
 
-def norm(kind: str, copies: int, channels: int) -> nn.Module:
-    """The norm of `copies` nets side by side: `stacked.norm`, and IN with γ and β."""
-    if kind == "IN":
-        return nb.InstanceNorm(copies * channels, affine=True)
-    return stacked.norm(kind, copies, channels)
-
-
 # ---------------------------------------------------- one photograph, many looks
 
 
 def convolution(padding: str, seed: int = 0) -> nn.Conv2d:
     """Sixteen random filters of 5×5 pixels; `padding` is none, zeros or reflect."""
     if padding not in ("none", "zeros", "reflect"):
-        raise ValueError(f"padding must be none, zeros or reflect, got {padding!r}")
+        raise InputError(f"padding must be none, zeros or reflect; got {padding!r}.")
     layer = nn.Conv2d(
         3,
         16,
@@ -118,26 +112,39 @@ def response_changes(
 
 
 def classifier(
-    kind: str, seeds: Seeds, inputs: int, classes: int, place: str = "hidden"
+    kind: str,
+    seeds: Seeds,
+    inputs: int,
+    classes: int,
+    place: str = "hidden",
+    *,
+    widths: tuple[int, int] = (16, 32),
+    activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Two convolutions and a mean over the map, one net a seed, (N, S, C, H, W) in.
 
     `place` has the norm after each convolution ("hidden"), or once, of the input, where
     GN takes all its channels as one group.
     """
+    if place not in ("hidden", "input"):
+        raise InputError(f"place must be hidden or input; got {place!r}.")
     copies = len(seeds)
     hidden = kind if place == "hidden" else "none"
     layers: list[nn.Module] = [nn.Flatten(1, 2)]
     if place == "input":
         layers.append(norm("LN" if kind == "GN" else kind, copies, inputs))
-    for fan_in, width, size in ((inputs, 16, 5), (16, 32, 3)):
+    first, last = widths
+    for fan_in, width, size in ((inputs, first, 5), (first, last, 3)):
         layers += [
             nn.Conv2d(copies * fan_in, copies * width, size, stride=2, groups=copies),
             norm(hidden, copies, width),
-            nn.ReLU(),
+            activation(),
         ]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    layers += [stacked.Linear(copies, 32, classes), nn.Unflatten(1, (copies, classes))]
+    layers += [
+        stacked.Linear(copies, last, classes),
+        nn.Unflatten(1, (copies, classes)),
+    ]
     return stacked.initialize(nn.Sequential(*layers), seeds, 2.0)
 
 
@@ -227,22 +234,25 @@ def _fitted(
     *,
     inputs: int = 1,
     place: str = "hidden",
+    batch: int = 32,
     rates: Sequence[float] = (0.02, 0.1),
     seeds: Seeds = SEEDS,
     steps: int = 200,
+    **settings: Any,
 ) -> Record:
-    """Train on 2,000 crops in batches of 32; accuracies in %, tests × seeds.
+    """Train on 2,000 crops; accuracies in %, tests × seeds.
 
     SGD with momentum 0.9, the rate falling to 0 along half a cosine wave; its first
     value is the one of `rates` that the mean validation accuracy prefers.
+    `settings` are those of `classifier`: widths, activation.
     """
-    copies = [seed for _ in rates for seed in seeds]
-    net = classifier(kind, copies, inputs, classes, place)
+    copies, per_copy = stacked.crossed(rates, seeds)
+    net = classifier(kind, copies, inputs, classes, place, **settings)
     stacked.train(
         net,
-        stacked.shuffled(part("train", 2000, 1), copies, 32),
+        stacked.shuffled(part("train", 2000, 1), copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         cosine=True,
     )
 
@@ -431,11 +441,11 @@ def style_loss(seed: int = 0) -> TextureLoss:
 
 
 def trained(
-    kind: str, seed: int = 0, *, steps: int = 100, rate: float = 0.003
+    kind: str, seed: int = 0, *, batch: int = 4, steps: int = 100, rate: float = 0.003
 ) -> tuple[Generator, list[float]]:
     """A generator trained on crops of six photographs, and its loss at every step.
 
-    Batches of 4, Adam, the rate falling to 0 along half a cosine wave. Photographs of
+    Adam, the rate falling to 0 along half a cosine wave. Photographs of
     96 pixels, never at another contrast than their own.
     """
     loss, net = style_loss(seed), Generator(kind, seed)
@@ -446,7 +456,7 @@ def trained(
     generator = torch.Generator().manual_seed(2000 + seed)
     history = []
     for _ in tqdm(range(steps), leave=False, disable=None):
-        x = crops(pictures, 4, generator)
+        x = crops(pictures, batch, generator)
         value = loss(net(x), x).mean()
         optimizer.zero_grad()
         value.backward()
@@ -465,7 +475,12 @@ def held_out(size: int = 128) -> Tensor:
 
 
 def stylization(
-    kind: str, *, seeds: Seeds = SEEDS, steps: int = 100, every: int = 10
+    kind: str,
+    *,
+    batch: int = 4,
+    seeds: Seeds = SEEDS,
+    steps: int = 100,
+    every: int = 10,
 ) -> tuple[Record, Tensor]:
     """Train a generator a seed; show it held-out photographs at lower contrasts.
 
@@ -479,7 +494,7 @@ def stylization(
     """
     x = crops(held_out(96), 16, torch.Generator().manual_seed(3000))
     inputs = torch.cat([with_contrast(x, contrast) for contrast in CONTRASTS])
-    runs = [trained(kind, seed, steps=steps) for seed in seeds]
+    runs = [trained(kind, seed, batch=batch, steps=steps) for seed in seeds]
     found: dict[str, list[Tensor]] = {}
     for seed, (net, _) in zip(seeds, runs, strict=True):
         for way, y in _outputs(net, inputs).items():

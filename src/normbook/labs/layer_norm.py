@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from normbook import data
 from normbook import nn as nb
@@ -44,13 +44,16 @@ def badly_scaled(
     kind: str,
     *,
     scales: Sequence[float] = (0.25, 1.0, 4.0, 16.0),
+    cell: str = "RNN",
+    width: int = 64,
+    batch: int = BATCH,
     rates: Sequence[float] = RATES,
     seeds: Seeds = SEEDS,
     steps: int = 300,
 ) -> Record:
-    """Tanh RNNs on first names, all first weights multiplied by a scale.
+    """Recurrent nets on first names, all first weights multiplied by a scale.
 
-    64 units, batches of 64 names, Adam, gradients clipped to norm 1. `validation` is
+    `cell` is RNN (of tanh) or LSTM. Adam, gradients clipped to norm 1. `validation` is
     scales × rates × seeds; `test` (scales × seeds) is at the rate, one of `chosen`,
     that each scale's mean validation loss prefers.
     """
@@ -58,13 +61,14 @@ def badly_scaled(
     copies = [seed for _ in settings for seed in seeds]
     net = Recurrent(
         copies,
-        "RNN",
+        cell,
         kind,
+        width=width,
         scales=[scale for scale, _ in settings for _ in seeds],
     )
     fit(
         net,
-        random_names(data.names().train, copies, BATCH),
+        random_names(data.names().train, copies, batch),
         steps=steps,
         rates=[rate for _, rate in settings for _ in seeds],
         clip=1.0,
@@ -89,26 +93,29 @@ def badly_scaled(
 def learning_curves(
     kind: str,
     *,
+    cell: str = "LSTM",
+    width: int = 64,
+    batch: int = BATCH,
     rates: Sequence[float] = RATES,
     seeds: Seeds = SEEDS,
     steps: int = 300,
     every: int = 25,
 ) -> Record:
-    """LSTMs on first names: how the validation loss falls at each learning rate.
+    """Recurrent nets on names: how the validation loss falls at each learning rate.
 
-    64 units, batches of 64 names, Adam, gradients clipped to norm 1. `validation` is
+    `cell` is RNN (of tanh) or LSTM. Adam, gradients clipped to norm 1. `validation` is
     rates × points × seeds, a point at each of `steps`; `test` is rates × seeds at the
     end, `best` the place of the rate with the lowest last mean validation loss, and
     `chosen` its test losses.
     """
-    copies = [seed for _ in rates for seed in seeds]
-    net = Recurrent(copies, "LSTM", kind)
+    copies, per_copy = stacked.crossed(rates, seeds)
+    net = Recurrent(copies, cell, kind, width=width)
     watched = every_copy(data.names().validation, len(copies))
     curve = fit(
         net,
-        random_names(data.names().train, copies, BATCH),
+        random_names(data.names().train, copies, batch),
         steps=steps,
-        rates=[rate for rate in rates for _ in seeds],
+        rates=per_copy,
         clip=1.0,
         watch=lambda step: evaluate(net, watched),
         every=every,
@@ -136,18 +143,20 @@ def gradient_norms(
     *,
     kind: str = "LN",
     depths: Sequence[int] = (6, 12, 24),
+    width: int = 64,
+    batch: int = 24,
     seeds: Seeds = SEEDS,
 ) -> Record:
     """Gradients of a transformer's hidden layers at its first weights.
 
-    The norm of ∂L/∂W for the second matrix of every block's hidden layer, on 24 pieces
-    of 48 letters, loss in nats. `last` is that of the last block, depths × seeds;
-    `blocks` has all of the deepest net, blocks × seeds.
+    The norm of ∂L/∂W for the second matrix of every block's hidden layer, on `batch`
+    pieces of 48 letters, loss in nats. `last` is that of the last block, depths ×
+    seeds; `blocks` has all of the deepest net, blocks × seeds.
     """
     text, last, blocks = stream(data.names(20000).train), [], []
     for depth in depths:
-        net = Transformer(seeds, kind, place, depth=depth)
-        x, y, where = next(windows(text, seeds, 24, 48))
+        net = Transformer(seeds, kind, place, depth=depth, width=width)
+        x, y, where = next(windows(text, seeds, batch, 48))
         loss = math.log(2) * bits(net(x), y, where).sum()
         weights = [
             p for name, p in net.named_parameters() if name.endswith("back.weight")
@@ -171,27 +180,29 @@ def transformer(
     warm_up: int = 0,
     rate: float = 0.002,
     depth: int = 6,
+    width: int = 64,
+    batch: int = 24,
     seeds: Seeds = SEEDS,
     steps: int = 200,
     every: int = 20,
 ) -> Record:
     """A small transformer on a stream of 24,003 names: its validation curve and test.
 
-    Six blocks of width 64, batches of 24 pieces of 48 letters, Adam at a constant rate
+    `depth` blocks, batches of pieces of 48 letters, Adam at a constant rate
     after `warm_up` steps of linear rise. `validation` is points × seeds, a point at
     each of `steps`. `unigram` is the test loss of one who knows only how frequent each
     letter is.
     """
     names = data.names(20000)
     text, copies = stream(names.train), len(seeds)
-    net = Transformer(seeds, kind, place, depth=depth)
+    net = Transformer(seeds, kind, place, depth=depth, width=width)
     held_out = [
         next(windows(stream(part), [0] * copies, 64, 48))
         for part in (names.validation, names.test)
     ]
     curve = fit(
         net,
-        windows(text, seeds, 24, 48),
+        windows(text, seeds, batch, 48),
         steps=steps,
         rates=[rate] * copies,
         warm_up=warm_up,
@@ -218,36 +229,37 @@ def small_batches(
     kind: str,
     batch: int,
     *,
+    depth: int = 2,
+    width: int = 64,
+    activation: type[nn.Module] = nn.ReLU,
     rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1),
     samples: int = 4200,
     seeds: Seeds = SEEDS,
 ) -> Record:
     """Fully connected nets on the digits, whose SGD batch itself is small.
 
-    Two layers of 64 ReLU units, plain SGD, constant rate, `samples` images seen at
+    Plain SGD, constant rate, `samples` images seen at
     every size. `test` errors in %, at the rate that the validation error prefers. BN
     raises on a batch of 1: `raises` then holds its words, and `test` is None.
     """
     digits = data.digits()
-    copies = [seed for _ in rates for seed in seeds]
+    copies, per_copy = stacked.crossed(rates, seeds)
     record: Record = {"kind": kind, "batch": batch, "rates": list(rates)}
-    net = stacked.dense(copies, kind, inputs=64, depth=2, width=64)
+    net = stacked.dense(
+        copies, kind, inputs=64, depth=depth, width=width, activation=activation
+    )
     try:
         stacked.train(
             net,
             stacked.shuffled(digits.train, copies, batch),
             steps=samples // batch,
-            rates=[rate for rate in rates for _ in seeds],
+            rates=per_copy,
             momentum=0.0,
         )
     except ValueError as error:
         return {**record, "test": None, "raises": str(error)}
-    validation, test = (
-        stacked.errors(net, part, len(copies)).view(-1, len(seeds))
-        for part in (digits.validation, digits.test)
-    )
-    best = int(validation.mean(1).argmin())
-    return {**record, "rate": rates[best], "test": test[best].tolist()}
+    chosen = stacked.errors_by_rate(net, digits, rates, seeds)
+    return {**record, "rate": chosen["rate"], "test": chosen["test"]}
 
 
 # ------------------------------------------------- statistics of every time step
@@ -339,16 +351,23 @@ def padding_moves(
 
 
 def time_statistics(
-    kind: str, *, rate: float = 0.003, seeds: Seeds = SEEDS, steps: int = 300
+    kind: str,
+    *,
+    cell: str = "LSTM",
+    width: int = 64,
+    batch: int = BATCH,
+    rate: float = 0.003,
+    seeds: Seeds = SEEDS,
+    steps: int = 300,
 ) -> Record:
-    """LSTMs on first names, tested with what they remember and with the batch's own.
+    """Recurrent nets, tested with what they remember and with the batch's own.
 
     `kind` is none, LN, BN (running statistics for each step) or shared BN (one set for
     all). Test losses: `evaluation` with running statistics, `batch` with those of the
     516 test names.
     """
-    net = Recurrent(seeds, "LSTM", kind)
-    batches = random_names(data.names().train, seeds, BATCH)
+    net = Recurrent(seeds, cell, kind, width=width)
+    batches = random_names(data.names().train, seeds, batch)
     fit(net, batches, steps=steps, rates=[rate] * len(seeds), clip=1.0)
     test = every_copy(data.names().test, len(seeds))
     evaluation = evaluate(net, test)
@@ -365,20 +384,23 @@ def longer_than_trained(
     kind: str,
     *,
     seen: int = 6,
+    cell: str = "LSTM",
+    width: int = 64,
+    batch: int = BATCH,
     rate: float = 0.003,
     seeds: Seeds = SEEDS,
     steps: int = 300,
 ) -> Record:
-    """LSTMs trained on the first `seen` letters of names, tested on whole names.
+    """Nets trained on the first `seen` letters of names, tested on whole names.
 
     `within` and `beyond` are test losses at letters 1 to `seen` and after. For BN
     `beyond` meets running statistics that no step of training has touched, and
     `beyond_last` takes those of the last step that was trained.
     """
-    net = Recurrent(seeds, "LSTM", kind)
+    net = Recurrent(seeds, cell, kind, width=width)
     batches = (
         (x[..., :seen], y[..., :seen], where[..., :seen])
-        for x, y, where in random_names(data.names().train, seeds, BATCH)
+        for x, y, where in random_names(data.names().train, seeds, batch)
     )
     fit(net, batches, steps=steps, rates=[rate] * len(seeds), clip=1.0)
     x, y, where = every_copy(data.names().test, len(seeds))

@@ -16,9 +16,12 @@ from tqdm import tqdm
 
 from normbook import nn as nb
 from normbook.data import LETTERS
-from normbook.training.stacked import Linear, Seeds, norm
+from normbook.functional import InputError
+from normbook.training.norms import norm
+from normbook.training.stacked import Linear, Seeds
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+GATES = {"RNN": 1, "LSTM": 4}
 # What a net reads (N, S, T), what it is to say, and where that counts.
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -26,46 +29,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 # -------------------------------------------------------------------- norms
 
 
-class Rescale(nn.Module):
-    """RMSNorm of S networks side by side: (N, S·C) → (N, S·C)."""
-
-    def __init__(self, copies: int, channels: int):
-        super().__init__()
-        self.rms = nb.RMSNorm(channels, eps=1e-5, elementwise_affine=False)
-        self.weight = nn.Parameter(torch.ones(copies, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, self.weight.shape)
-        return (self.weight * self.rms(x)).flatten(1)
-
-
-class DynamicTanh(nn.Module):
-    """γ tanh(α x) + β, with one α a network: (N, S·C) → (N, S·C).
-
-    Source: Zhu et al. 2025.
-    """
-
-    def __init__(self, copies: int, channels: int):
-        super().__init__()
-        self.alpha = nn.Parameter(torch.full((copies, 1), 0.5))
-        self.weight = nn.Parameter(torch.ones(copies, channels))
-        self.bias = nn.Parameter(torch.zeros(copies, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, self.weight.shape)
-        return (self.weight * torch.tanh(self.alpha * x) + self.bias).flatten(1)
-
-
-def any_norm(kind: str, copies: int, channels: int) -> nn.Module:
-    """`stacked.norm`, with RMSNorm and DyT."""
-    more = {"RMSNorm": Rescale, "DyT": DynamicTanh}
-    if kind in more:
-        return more[kind](copies, channels)
-    return norm(kind, copies, channels)
-
-
 class StepNorm(nn.Module):
-    """The norm of one time step of a recurrent net: none, LN, BN or shared BN.
+    """The norm of one time step of a recurrent net: shared BN, or a kind of `norm`.
 
     BN keeps running statistics for each of `steps` steps and takes those of the last
     beyond; shared BN keeps one set for all steps. Both count living names only, and
@@ -116,7 +81,9 @@ class Recurrent(nn.Module):
         scales: Sequence[float] | None = None,
     ):
         super().__init__()
-        copies, gates = len(seeds), {"RNN": 1, "LSTM": 4}[cell]
+        if cell not in GATES:
+            raise InputError(f"cell must be {' or '.join(GATES)}; got {cell!r}.")
+        copies, gates = len(seeds), GATES[cell]
         self.copies, self.cell, self.width, self.gates = copies, cell, width, gates
         self.embed = Linear(copies, LETTERS, 32, bias=False)
         self.input = Linear(copies, 32, gates * width, bias=False)
@@ -190,7 +157,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         if place not in ("pre", "post"):
-            raise ValueError(f"place must be pre or post, got {place!r}")
+            raise InputError(f"place must be pre or post; got {place!r}.")
         copies = len(seeds)
         self.copies, self.width = copies, width
         self.embed = nn.Parameter(torch.empty(copies, LETTERS, width))
@@ -199,7 +166,7 @@ class Transformer(nn.Module):
             Block(copies, width, kind, place) for _ in range(depth)
         )
         last = kind if place == "pre" else "none"
-        self.last_norm = any_norm(last, copies, width)
+        self.last_norm = norm(last, copies, width)
         self.head = Linear(copies, width, LETTERS)
         self._initialize(seeds)
 
@@ -236,7 +203,7 @@ class Block(nn.Module):
     def __init__(self, copies: int, width: int, kind: str, place: str, heads: int = 4):
         super().__init__()
         self.copies, self.heads, self.place = copies, heads, place
-        self.norms = nn.ModuleList(any_norm(kind, copies, width) for _ in range(2))
+        self.norms = nn.ModuleList(norm(kind, copies, width) for _ in range(2))
         self.qkv = Linear(copies, width, 3 * width, bias=False)
         self.out = Linear(copies, width, width, bias=False)
         self.hidden = Linear(copies, width, 4 * width)

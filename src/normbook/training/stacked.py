@@ -2,8 +2,7 @@
 
 A stack of S networks keeps its activations side by side in the channel axis: copy k
 owns the k-th of S equal groups of channels. A linear map becomes a batched product and
-a convolution a grouped one. Batch norm treats every channel alone, so it needs no
-change; layer norm is group norm with one group a copy. Copies never mix: each has its
+a convolution a grouped one; their norms are in `norms`. Copies never mix: each has its
 own first weights, order of images, learning rate and statistics. Training eight at once
 costs far less than training one eight times.
 
@@ -14,6 +13,7 @@ row for each.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,12 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from normbook import data
 from normbook import nn as nb
-from normbook.data import CLASSES, Part
+from normbook.data import CLASSES, Part, Split
+from normbook.training.norms import GROUPS, WorkerBatchNorm, norm
 
 Seeds = Sequence[int]
 Record = dict[str, Any]
 SEEDS = (0, 1, 2)
+BATCH, WIDTHS = 32, (16, 32, 64)  # of the usual training on MNIST
 Batches = Iterator[tuple[Tensor, Tensor]]
 CHANCE = 100 * (1 - 1 / CLASSES)
 
@@ -48,101 +51,6 @@ class Linear(nn.Module):
         if self.bias is not None:
             y = y + self.bias[:, None]
         return y.transpose(0, 1).flatten(1)
-
-
-class WorkerBatchNorm(nb.BatchNorm):
-    """Batch norm over consecutive sub-batches of `each` samples, as workers compute it.
-
-    The sub-batches are folded into the channel axis, so any size costs the same; the
-    running statistics follow the workers' mean. It calls torch's batch norm for speed:
-    the tests hold it equal to this book's, one sub-batch at a time.
-    """
-
-    def __init__(self, channels: int, each: int):
-        super().__init__(channels)
-        self.each = each
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no masks here
-        if not self.training:
-            return super().forward(x)
-        workers = len(x) // self.each
-        folded = self.fold(x)
-        mean, var = self.running_mean.repeat(workers), self.running_var.repeat(workers)
-        y = F.batch_norm(
-            folded,
-            mean,
-            var,
-            self.weight.repeat(workers),
-            self.bias.repeat(workers),
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
-        self.running_mean.copy_(mean.view(workers, -1).mean(0))
-        self.running_var.copy_(var.view(workers, -1).mean(0))
-        return self.unfold(y)
-
-    def fold(self, x: Tensor) -> Tensor:
-        """Sub-batches side by side as channels: (N, C, ...) → (n, N/n·C, ...)."""
-        return x.unflatten(0, (-1, self.each)).transpose(0, 1).flatten(1, 2)
-
-    def unfold(self, y: Tensor) -> Tensor:
-        """What `fold` did, undone."""
-        return y.unflatten(1, (-1, self.num_features)).transpose(0, 1).flatten(0, 1)
-
-
-class Noise(nn.Module):
-    """In training, another random mean and scale for every channel at every step.
-
-    With the constants of Santurkar et al. 2018, appendix A: the shift of a channel is
-    drawn from ±0.5 and its factor from 1 to 1.25, once a step; each sample then adds
-    its own shift from ±0.1 and factor with a standard deviation of 0.1.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        samples, channels = x.shape[:2]
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=self.generator)
-
-        shift = (uniform(1, channels) - 0.5) + 0.2 * (uniform(samples, channels) - 0.5)
-        jitter = torch.randn(samples, channels, generator=self.generator)
-        scale = 1 + 0.25 * uniform(1, channels) + 0.1 * jitter
-        fit = (samples, channels) + (1,) * (x.ndim - 2)
-        return x * scale.view(fit) + shift.view(fit)
-
-
-def norm(
-    kind: str,
-    copies: int,
-    channels: int,
-    each: int | None = None,
-    groups: int = 4,
-) -> nn.Module:
-    """The normalization of `copies` networks with `channels` channels each.
-
-    `kind` is none, BN, noisy BN, LN or GN. `each`, for BN, is the size of the
-    sub-batches that share statistics; by default they are those of the whole batch.
-    `groups`, for GN, is the number of groups, at most one a channel.
-    """
-    width = copies * channels
-    if kind == "none":
-        return nn.Identity()
-    if kind == "BN":
-        return WorkerBatchNorm(width, each) if each else nb.BatchNorm(width)
-    if kind == "noisy BN":
-        return nn.Sequential(nb.BatchNorm(width), Noise())
-    if kind == "LN":
-        return nb.GroupNorm(copies, width)
-    if kind == "GN":
-        return nb.GroupNorm(min(groups, channels) * copies, width)
-    raise ValueError(f"kind must be none, BN, noisy BN, LN or GN, got {kind!r}")
 
 
 # ---------------------------------------------------------------- networks
@@ -181,7 +89,7 @@ def dense(
     for fan_in in [inputs] + [width] * (depth - 1):
         layers += [
             Linear(copies, fan_in, width, bias=kind == "none"),
-            norm(kind, copies, width, each),
+            norm(kind, copies, width, each=each),
             activation(),
         ]
     layers += [Linear(copies, width, CLASSES), Logits(copies)]
@@ -192,37 +100,49 @@ def convolutional(
     seeds: Seeds,
     kind: str,
     *,
-    widths: Sequence[int] = (16, 32, 64),
+    widths: Sequence[int] = WIDTHS,
     per_size: int = 1,
+    stride: int = 2,
+    pooled: bool = True,
+    inputs: int = 1,
+    size: int = 14,
+    activation: type[nn.Module] = nn.ReLU,
+    gain: float = 2.0,
     each: int | None = None,
-    groups: int = 4,
+    groups: int = GROUPS,
+    native: bool = False,
 ) -> nn.Sequential:
-    """Convolutional networks, one a seed: (N, S, H, W) images to (N, S, 10) logits.
+    """Convolutional networks, one a seed: (N, S·I, H, W) images to (N, S, 10) logits.
 
-    3×3 convolutions; the first of every width halves the map, `per_size` - 1 more keep
-    it. The mean over the last map feeds a linear layer.
+    3×3 convolutions, each with its norm and activation; the first of every width has
+    the `stride`, `per_size` - 1 more keep the map. The linear layer sees the mean of
+    each last map, or with `pooled` false all of it, for images of `size` pixels a side.
+    Images have `inputs` channels, I. `each`, `groups` and `native` as in `norm`, gain
+    as in `dense`.
     """
-    copies, channels = len(seeds), 1
+    copies, channels = len(seeds), inputs
     layers: list[nn.Module] = []
     for width in widths:
-        for stride in [2] + [1] * (per_size - 1):
+        for step in [stride] + [1] * (per_size - 1):
             layers += [
                 nn.Conv2d(
                     copies * channels,
                     copies * width,
                     kernel_size=3,
-                    stride=stride,
+                    stride=step,
                     padding=1,
                     groups=copies,
                     bias=kind == "none",
                 ),
-                norm(kind, copies, width, each, groups),
-                nn.ReLU(),
+                norm(kind, copies, width, each=each, groups=groups, native=native),
+                activation(),
             ]
-            channels = width
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    layers += [Linear(copies, channels, CLASSES), Logits(copies)]
-    return initialize(nn.Sequential(*layers), seeds, 2.0)
+            channels, size = width, -(-size // step)
+    if pooled:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    features = channels if pooled else channels * size * size
+    layers += [nn.Flatten(), Linear(copies, features, CLASSES), Logits(copies)]
+    return initialize(nn.Sequential(*layers), seeds, gain)
 
 
 @torch.no_grad()
@@ -302,6 +222,11 @@ def moved(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 # ---------------------------------------------------------------- training
 
 
+def crossed(rates: Sequence[float], seeds: Seeds) -> tuple[list[int], list[float]]:
+    """A copy for each rate and seed, rates × seeds: the seed and the rate of each."""
+    return [seed for _ in rates for seed in seeds], [r for r in rates for _ in seeds]
+
+
 class SGD:
     """Gradient descent with momentum, and a rate for each copy.
 
@@ -374,6 +299,50 @@ def train(
     return history
 
 
+def train_on_images(
+    net: nn.Module,
+    part: Part,
+    seeds: Seeds,
+    *,
+    steps: int,
+    rates: Sequence[float],
+    batch: int = BATCH,
+    shift: int = 2,
+    **settings: Any,
+) -> Tensor:
+    """The usual training: what `train` does, with what most experiments choose.
+
+    Momentum 0.9, weight decay 1e-4, rates falling along half a cosine wave, images
+    moved by up to `shift` pixels. `settings` are those of `train`.
+    """
+    batches = shuffled(part, seeds, batch, shift=shift)
+    usual = {"decay": 1e-4, "cosine": True}
+    return train(net, batches, steps=steps, rates=rates, **usual | settings)
+
+
+@cache
+def trained_on_mnist(
+    kind: str,
+    seeds: tuple[int, ...],
+    rates: tuple[float, ...],
+    *,
+    steps: int,
+    batch: int = BATCH,
+    widths: tuple[int, ...] = WIDTHS,
+    **settings: Any,
+) -> nn.Sequential:
+    """A stack of `convolutional` after its usual training on MNIST at 14×14.
+
+    One copy for each pair of seed and rate. Remembered, because several experiments ask
+    the same nets: who changes one takes a copy. Batch norm takes sub-batches, of the
+    whole `batch` while it trains. `settings` are those of `convolutional`.
+    """
+    net = convolutional(seeds, kind, widths=widths, each=batch, **settings)
+    part = data.mnist().train
+    train_on_images(net, part, seeds, steps=steps, rates=rates, batch=batch)
+    return net
+
+
 # -------------------------------------------------------------- evaluation
 
 
@@ -388,9 +357,37 @@ def errors(net: nn.Module, part: Part, copies: int, batch: int = 500) -> Tensor:
     return torch.where(finite, 100 * wrong / len(part.y), CHANCE)
 
 
+def errors_by_rate(
+    net: nn.Module, split: Split, rates: Sequence[float], seeds: Seeds
+) -> Record:
+    """Errors in % of copies that are `crossed`, and at the rate validation prefers.
+
+    `validation` and `tests` are rates × seeds; `rate` has the lowest mean validation
+    error, and `test` has the test errors there, one a seed.
+    """
+    copies = len(rates) * len(seeds)
+    validation = errors(net, split.validation, copies).view(len(rates), -1)
+    best = int(validation.mean(1).argmin())
+    tests = errors(net, split.test, copies).view(len(rates), -1)
+    return {
+        "rates": list(rates),
+        "validation": validation.tolist(),
+        "tests": tests.tolist(),
+        "rate": rates[best],
+        "test": tests[best].tolist(),
+    }
+
+
 def thinned(curve: Tensor, every: int) -> list[list[float]]:
     """A curve (steps, seeds) as means over `every` steps."""
     return [part.mean(0).tolist() for part in curve.split(every)]
+
+
+def mean_cosine(h: Tensor) -> Tensor:
+    """The mean cosine between two different rows of each copy: (N, S, F) → (S)."""
+    unit = F.normalize(h, dim=2)
+    count = len(h)
+    return (unit.sum(0).square().sum(1) - count) / (count * (count - 1))
 
 
 def side_by_side(x: Tensor, copies: int) -> Tensor:
