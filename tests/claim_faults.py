@@ -83,33 +83,15 @@ def _calling(name: str, free: tuple[str, ...]) -> CodeType:
 
 
 class Fault(NamedTuple):
-    """What is planted: a maker for each function; with `kernels` they stay on."""
+    """What is planted: for each function, what makes its replacement.
+
+    instead: where the kernels of `normbook.fast` would answer, the function of theirs
+        that is called instead; the fault then runs with the kernels off.
+    """
 
     name: str
     makers: dict[str, Maker]
-    kernels: bool = False
-
-
-CORE, FUNCTIONAL, NN = "normbook.core", "normbook.functional", "normbook.nn"
-MOMENTS, FAST, CPU = "normbook.moments", "normbook.fast", "normbook.fast.cpu"
-STACKED = "normbook.experiments.stacked"
-SETS = [f"{FUNCTIONAL}:{kind}_sets" for kind in ("batch", "layer", "instance", "group")]
-FACTORIES = [
-    f"{STACKED}:norm",
-    "normbook.experiments.comparison:norm",
-    "normbook.experiments.stylization:norm",
-    "normbook.experiments.sequences:any_norm",
-]
-STEPS = [
-    f"{STACKED}:SGD.step",
-    "normbook.experiments.sequences:Adam.step",
-    "torch.optim:SGD.step",
-    "torch.optim:Adam.step",
-]
-NATIVE = [
-    f"torch.nn.functional:{kind}_norm"
-    for kind in ("batch", "layer", "instance", "group", "rms")
-]
+    instead: str = ""
 
 
 def constant(value: Any) -> Maker:
@@ -167,6 +149,21 @@ def scaled(factor: Function) -> Maker:
 def bessel(y: Any, rstd: Any) -> float:
     m = prod(y.shape) / max(1, prod(rstd.shape))
     return (1 - 1 / max(m, 2)) ** 0.5
+
+
+def larger(eps: float) -> float:
+    return eps + 0.01
+
+
+def rest(momentum: Any) -> Any:
+    return 1 - momentum
+
+
+def turned(original: Function) -> Function:
+    """`Running.track` with the weight of the old in place of the new."""
+    return lambda self, *new: original(
+        self._replace(momentum=rest(self.momentum)), *new
+    )
 
 
 def eps_outside(original: Function) -> Function:
@@ -250,9 +247,9 @@ GAMMA = GammaAfter()
 
 def averaged(gradients: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     """The gradients of γ and β as means in place of sums."""
-    d_x_hat, *rest = gradients
+    d_x_hat, *others = gradients
     size = prod(d_x_hat.shape)
-    return d_x_hat, *(None if d is None else d * (prod(d.shape) / size) for d in rest)
+    return d_x_hat, *(None if d is None else d * (prod(d.shape) / size) for d in others)
 
 
 def of_the_batch(original: Function) -> Function:
@@ -291,6 +288,10 @@ def fewer(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return axes[1:] if len(axes) > 1 else ((axes[0] + 1) % rank,)
 
 
+def whole_sample(axes: tuple[int, ...], rank: int) -> range:
+    return range(1, rank)
+
+
 def widened(axes: tuple[int, ...], rank: int) -> set[int]:
     return {0, 1, *axes} if 0 in axes else {0, *axes}
 
@@ -324,8 +325,8 @@ def native_is_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shifted(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-    dx, *rest = gradients
-    return dx + 0.1 * dx.abs().mean(), *rest
+    dx, *others = gradients
+    return dx + 0.1 * dx.abs().mean(), *others
 
 
 CORE, FUNCTIONAL, NN = "normbook.core", "normbook.functional", "normbook.nn"
@@ -361,52 +362,64 @@ OTHER_PAINTER = {"BN": "IN", "IN": "BN", "none": "LN", "LN": "none"}
 NO_NORM = dict.fromkeys(OTHER, "none")
 each = dict.fromkeys
 
+KERNELS_OFF = "kernels are off"
+FORWARD, BACKWARD, TRACK, MASK = (
+    f"{FAST}:{name}" for name in ("normalize", "Call.backward", "Call.track", "lengths")
+)
+
 # Where each fault is planted. Those that break most stand first.
 FAULTS = [
-    Fault("no optimizer steps", each(STEPS, constant(None)), kernels=True),
+    Fault("no optimizer steps", each(STEPS, constant(None))),
     Fault("nets have no norm", {
         **each(FACTORIES, of_kind(NO_NORM)), PAINTER: of_kind(NO_NORM),
-    }, kernels=True),
+    }),
     Fault("nets have another norm", {
         **each(FACTORIES, of_kind(OTHER)), PAINTER: of_kind(OTHER_PAINTER),
-    }, kernels=True),
+    }),
     Fault("sub-batches are forgotten", {
         f"{STACKED}:WorkerBatchNorm.fold": whole_batch,
-    }, kernels=True),
-    Fault("nothing is normalized", {RESCALE: unscaled, CENTER: first_argument}),
-    Fault("batch and group norm's S lacks an axis", each([BATCH, GROUP], over(fewer))),
+    }),
+    Fault(KERNELS_OFF, {FORWARD: constant(None)}),
+    Fault("nothing is normalized", {
+        RESCALE: unscaled, CENTER: first_argument,
+    }, FORWARD),
+    Fault("batch and group norm's S lacks an axis", {
+        BATCH: over(fewer), GROUP: over(fewer),
+    }, FORWARD),
     Fault("layer and instance norm's S lacks an axis", {
         LAYER: over(fewer), INSTANCE: over(fewer),
-    }),
-    Fault("S is a whole sample", each(NORMS, over(lambda _, rank: range(1, rank)))),
-    Fault("S spans the batch; batch norm's the channels", each(NORMS, over(widened))),
+    }, FORWARD),
+    Fault("S is a whole sample", each(NORMS, over(whole_sample)), FORWARD),
+    Fault("S spans the batch, batch norm's the channels", {
+        **each(NORMS, over(widened)),
+    }, FORWARD),
     Fault("statistics are constants in the backward", {
         f"{CORE}:center_vjp": first_argument, f"{CORE}:rescale_vjp": constant_scale,
-    }),
-    Fault("the VJP lacks mean(dy)", {f"{CORE}:center_vjp": first_argument}),
+    }, BACKWARD),
+    Fault("the VJP lacks mean(dy)", {f"{CORE}:center_vjp": first_argument}, BACKWARD),
     Fault("γ after the means", {
         f"{CORE}:affine_vjp": GAMMA.affine_vjp,
         f"{CORE}:standardize_vjp": GAMMA.vjp,
         f"{CORE}:rescale_vjp": GAMMA.vjp,
-    }),
-    Fault("dγ and dβ are means", {f"{CORE}:affine_vjp": result(averaged)}),
-    Fault("γ and β are left out", {f"{CORE}:affine": first_argument}),
-    Fault("the variance is unbiased", {RESCALE: scaled(bessel)}),
-    Fault("ε is 0.01 larger", {RESCALE: argument("eps", lambda eps: eps + 0.01)}),
-    Fault("ε stands outside the root", {RESCALE: eps_outside}),
-    Fault("means are of float32", {f"{CORE}:mean": in_single}),
-    Fault("no two results are alike", {RESCALE: result(differs())}),
-    Fault("masks are ignored", {f"{FUNCTIONAL}:_mask": constant(None)}),
+    }, BACKWARD),
+    Fault("dγ and dβ are means", {f"{CORE}:affine_vjp": result(averaged)}, BACKWARD),
+    Fault("γ and β are left out", {f"{CORE}:affine": first_argument}, FORWARD),
+    Fault("the variance is unbiased", {RESCALE: scaled(bessel)}, FORWARD),
+    Fault("ε is 0.01 larger", {RESCALE: argument("eps", larger)}, FORWARD),
+    Fault("ε stands outside the root", {RESCALE: eps_outside}, FORWARD),
+    Fault("means are of float32", {f"{CORE}:mean": in_single}, FORWARD),
+    Fault("no two results are alike", {RESCALE: result(differs())}, FORWARD),
+    Fault("masks are ignored", {f"{FUNCTIONAL}:_mask": constant(None)}, MASK),
     Fault("momentum is turned", {
-        f"{FAST}:Running.track": lambda original: lambda self, *new: original(
-            self._replace(momentum=1 - self.momentum), *new
-        ),
-        f"{MOMENTS}:running": argument("momentum", lambda momentum: 1 - momentum),
-    }),
+        f"{FAST}:Running.track": turned,
+        f"{MOMENTS}:running": argument("momentum", rest),
+    }, TRACK),
     Fault("the biased variance is stored", {
         f"{MOMENTS}:Moments.var": argument("correction", lambda correction: 0),
-    }),
-    Fault("running statistics never move", {f"{FAST}:Running.track": constant(None)}),
+    }, TRACK),
+    Fault("running statistics never move", {
+        f"{FAST}:Running.track": constant(None),
+    }, TRACK),
     Fault("evaluation takes the batch's statistics", {
         f"{FUNCTIONAL}:batch_norm_eval": of_the_batch,
     }),
@@ -415,19 +428,16 @@ FAULTS = [
         f"{MOMENTS}:Moments.push": pushed_before,
     }),
     Fault("nothing is refused", each(REFUSALS, constant(None))),
-    Fault("torch's layers put out x", each(NATIVE, first_argument), kernels=True),
+    Fault("torch's layers put out x", each(NATIVE, first_argument)),
     Fault("bytes of torch and of ours exchanged, all counted twice", {
         f"{COUNTED}:traffic": result(native_is_ours),
         f"{COUNTED}:moved": result(lambda number: 2 * number),
-    }, kernels=True),
-    Fault("kernels are off", {f"{FAST}:normalize": constant(None)}, kernels=True),
+    }),
     Fault("kernels: no two results are alike", {
         f"{KERNELS}:forward": result(differs()),
         f"{KERNELS}:backward": result(differs()),
-    }, kernels=True),
-    Fault("kernels: dx is off by a constant", {
-        f"{KERNELS}:backward": result(shifted),
-    }, kernels=True),
+    }),
+    Fault("kernels: dx is off by a constant", {f"{KERNELS}:backward": result(shifted)}),
 ]  # fmt: skip
 
 

@@ -8,8 +8,10 @@ one at a time, before the first cell runs, and then runs all cells: a claim is b
 by a fault when it prints ✓ without it and ✗ with it, or when what stands in its
 brackets raises. Where anything else raises, all that needs its names is left out:
 claims that never ran are not broken. Faults of the plain path run with the kernels of
-`normbook.fast` off. A fault runs only where it can reach a claim that nothing has
-broken yet, and slow statements that no such claim needs are left out.
+`normbook.fast` off and come after the fault "kernels are off", so that no claim that
+needs a kernel is said to be broken by another of them. A fault runs only where it can
+reach a claim that nothing has broken yet, and slow statements that no such claim needs
+are left out.
 
 A claim on a record is broken by an exchange: what stands under one key of a record
 moves to another key of the same kind, or a list of lists turns round. Only what
@@ -40,13 +42,13 @@ import zlib
 from collections.abc import Container, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from claim_faults import (
-    FAST,
     FAULTS,
+    FORWARD,
+    KERNELS_OFF,
     READERS,
     Change,
     Fault,
@@ -62,7 +64,7 @@ BROKEN = Path(__file__).with_name("claims_broken.json")
 UNBROKEN = Path(__file__).with_name("claims_unbroken.json")
 RUNS = ROOT / "_build" / "mutants"
 LIMIT = 3000  # seconds for one notebook under one fault
-SLOW = 0.2  # seconds of a statement that is left out where nothing needs it
+SLOW = 0.05  # seconds of a statement that is left out where nothing needs it
 MOST = 3  # faults that are named for one claim
 EXCHANGED = "record: "  # how the name of an exchange begins
 
@@ -297,15 +299,14 @@ def _repeated(
 class Usual:
     """What each statement takes, calls and claims where nothing is planted."""
 
-    def __init__(self, run: Run, called: set[str], keep: bool) -> None:
-        self.run, self.called, self.keep = run, called, keep
+    def __init__(self, run: Run, called: set[str]) -> None:
+        self.run, self.called = run, called
         self.names_before: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
 
     def __call__(self, number: int, space: dict[str, Any]) -> Function:
         """Note what stands before a statement; return what notes the rest after it."""
-        if self.keep:
-            self.names_before.append(dict(space))
+        self.names_before.append(dict(space))
         self.called.clear()
         claimed, drawn, began = set(self.run.holds), random_state(), time.process_time()
 
@@ -348,8 +349,7 @@ class Outcome(NamedTuple):
     exchanges: dict[str, list[str]]
 
 
-AS_IT_IS = Fault("nothing, as it is", {}, kernels=True)
-PLAIN = Fault("nothing, on the plain path", {})
+AS_IT_IS = Fault("nothing", {})
 
 
 class Job(NamedTuple):
@@ -389,25 +389,20 @@ class Job(NamedTuple):
         """Plant the fault, run the notebook, look."""
         began, called = time.perf_counter(), set[str]()
         plants = dict(self.fault.makers)
-        if not self.fault.kernels:
-            plants.setdefault(f"{FAST}:normalize", constant(None))
-        if not self.fault.makers:
-            alike = (f for f in FAULTS if f.kernels == self.fault.kernels)
-            for target in chain.from_iterable(fault.makers for fault in alike):
-                plants.setdefault(target, partial(_counted, called, target))
+        if self.fault.instead:
+            plants[FORWARD] = constant(None)
+        if self.fault is AS_IT_IS:
+            for target in {t for fault in FAULTS for t in targets(fault)}:
+                plants[target] = partial(_counted, called, target)
         for target, make in plants.items():
             plant(target, make)
         run = Run(self.notebook)
         rows, exchanges = [], {}
-        if self.fault.makers:
-            run.all(self.left_out, self._skipping)
-        else:
-            usual = Usual(run, called, keep=self.fault is AS_IT_IS)
-            run.all(seen=usual)
-            rows = usual.rows
+        usual = Usual(run, called)
+        run.all(self.left_out, usual if self.fault is AS_IT_IS else self._skipping)
         holds, stopped = dict(run.holds), {str(k): v for k, v in run.stopped.items()}
         if self.fault is AS_IT_IS:
-            exchanges = broken_by_exchanges(run, usual.names_before)
+            rows, exchanges = usual.rows, broken_by_exchanges(run, usual.names_before)
         seconds = round(time.perf_counter() - began, 1)
         return Outcome(holds, stopped, seconds, rows, exchanges)
 
@@ -417,6 +412,11 @@ class Job(NamedTuple):
                 set_random_state(state)
 
         return after
+
+
+def targets(fault: Fault) -> set[str]:
+    """The functions that a notebook must call for the fault to matter."""
+    return {*fault.makers, fault.instead} - {""}
 
 
 def _counted(called: set[str], target: str, original: Function) -> Function:
@@ -445,8 +445,9 @@ class Results:
     def __init__(self, notebook: Path, faults: Sequence[Fault]) -> None:
         self.notebook = notebook
         self.statements = statements(notebook)
-        self.left = [AS_IT_IS, PLAIN, *faults]
-        self.usual: dict[bool, Outcome] = {}  # by fault.kernels
+        self.left = list(faults)
+        self.usual: Outcome | None = None
+        self.begun = False
         self.breaks: dict[str, list[str]] = {}
         self.stops: dict[str, dict[str, str]] = {}
         fixed = {"rng", *vars(builtins)}
@@ -458,25 +459,25 @@ class Results:
     def take(self, fault: Fault, outcome: Outcome) -> None:
         """Note what one run gave."""
         self.stops[fault.name] = outcome.stopped
-        if not fault.makers:
-            self.usual[fault.kernels] = outcome
-            for statement in outcome.holds if fault is AS_IT_IS else ():
-                self.breaks[statement] = outcome.exchanges.get(statement, [])[:MOST]
+        if self.usual is None:
+            self.usual = outcome
+            for claim in outcome.holds:
+                self.breaks[claim] = outcome.exchanges.get(claim, [])[:MOST]
             return
-        for statement, held in outcome.holds.items():
-            usual = self.usual[fault.kernels].holds.get(statement)
-            if usual and not held and len(self.breaks[statement]) < MOST:
-                self.breaks[statement].append(fault.name)
+        for claim, held in outcome.holds.items():
+            names = self.breaks[claim]
+            if not self.usual.holds.get(claim) or held or len(names) == MOST:
+                continue
+            if not fault.instead or KERNELS_OFF not in names:
+                names.append(fault.name)
 
     def next(self) -> Job | None:
         """The next run that may break a claim which nothing has broken yet."""
-        while self.left:
-            fault = self.left[0]
-            if not fault.makers:
-                return Job(self.notebook, self.left.pop(0), {})
-            if len(self.usual) < 2:
-                return None
-            self.left.pop(0)
+        if self.usual is None and not self.begun:
+            self.begun = True
+            return Job(self.notebook, AS_IT_IS, {})
+        while self.usual and self.left:
+            fault = self.left.pop(0)
             if (left_out := self.not_needed(fault)) is not None:
                 return Job(self.notebook, fault, left_out)
         return None
@@ -487,11 +488,11 @@ class Results:
         With torch's random state after each. None where no claim may break. What a
         statement needs it may change, too, so the answer errs on the safe side.
         """
-        rows = self.usual[fault.kernels].statements
+        rows = self.usual.statements if self.usual else []
         reached: set[str] = set()
         wanted = []
         for row, touches in zip(rows, self.touches, strict=True):
-            differs = touches & reached or fault.makers.keys() & set(row["called"])
+            differs = touches & reached or targets(fault) & set(row["called"])
             if differs:
                 reached |= touches
             open_ = any(not self.breaks[claim] for claim in row["claims"])
@@ -585,7 +586,7 @@ def prepare() -> None:
     importlib.import_module("torch").set_num_threads(1)
     importlib.import_module("matplotlib.pyplot")
     for fault in FAULTS:
-        for target in fault.makers:
+        for target in targets(fault):
             function(target)
 
 
