@@ -331,13 +331,12 @@ def shifted(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
 
 CORE, FUNCTIONAL, NN = "normbook.core", "normbook.functional", "normbook.nn"
 MOMENTS, FAST, KERNELS = "normbook.moments", "normbook.fast", "normbook.fast.cpu"
-STACKED, SEQUENCES = "normbook.experiments.stacked", "normbook.experiments.sequences"
-COUNTED = "normbook.experiments.agreement"
+STACKED, SEQUENCES = "normbook.training.stacked", "normbook.training.sequences"
 BATCH, LAYER, INSTANCE, GROUP = NORMS = [
     f"{FUNCTIONAL}:{kind}_sets" for kind in ("batch", "layer", "instance", "group")
 ]
-FACTORIES = [f"{STACKED}:norm", "normbook.experiments.comparison:norm"]
-PAINTER = "normbook.experiments.stylization:norm"
+FACTORIES = [f"{STACKED}:norm", "normbook.labs.comparison:norm"]
+PAINTER = "normbook.labs.instance_norm:norm"
 STEPS = [
     f"{STACKED}:SGD.step",
     f"{SEQUENCES}:Adam.step",
@@ -354,7 +353,7 @@ REFUSALS = [
     f"{NN}:_need_channels",
     f"{NN}:_need_one_a_channel",
 ]
-READERS = ["normbook.experiments:read_record", "normbook.experiments:read_pictures"]
+READERS = [f"normbook.training.records:read_{what}" for what in ("record", "pictures")]
 RESCALE, CENTER = f"{CORE}:rescale", f"{CORE}:center"
 OTHER = {"BN": "GN", "GN": "BN", "none": "LN", "LN": "none", "noisy BN": "LN"}
 OTHER |= {"IN": "RMSNorm", "RMSNorm": "IN"}
@@ -430,8 +429,8 @@ FAULTS = [
     Fault("nothing is refused", each(REFUSALS, constant(None))),
     Fault("torch's layers put out x", each(NATIVE, first_argument)),
     Fault("bytes of torch and of ours exchanged, all counted twice", {
-        f"{COUNTED}:traffic": result(native_is_ours),
-        f"{COUNTED}:moved": result(lambda number: 2 * number),
+        "normbook.measure.agreement:traffic": result(native_is_ours),
+        "normbook.measure.traffic:moved": result(lambda number: 2 * number),
     }),
     Fault("kernels: no two results are alike", {
         f"{KERNELS}:forward": result(differs()),
