@@ -357,7 +357,7 @@ READERS = [f"normbook.training.records:read_{what}" for what in ("record", "pict
 RESCALE, CENTER = f"{CORE}:rescale", f"{CORE}:center"
 OTHER = {"BN": "GN", "GN": "BN", "none": "LN", "LN": "none", "noisy BN": "LN"}
 OTHER |= {"IN": "RMSNorm", "RMSNorm": "IN"}
-OTHER_PAINTER = {"BN": "IN", "IN": "BN", "none": "LN", "LN": "none"}
+OTHER_PAINTER = {"BN": "IN", "IN": "GN"}  # which asks the first of FACTORIES
 NO_NORM = dict.fromkeys(OTHER, "none")
 each = dict.fromkeys
 
