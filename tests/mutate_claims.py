@@ -41,7 +41,7 @@ import traceback
 import zlib
 from collections.abc import Container, Iterator, Sequence
 from contextlib import redirect_stdout
-from functools import cache, partial
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -394,6 +394,7 @@ class Job(NamedTuple):
         if self.fault is AS_IT_IS:
             for target in {t for fault in FAULTS for t in targets(fault)}:
                 plants[target] = partial(_counted, called, target)
+            _see_through_caches(called)
         for target, make in plants.items():
             plant(target, make)
         run = Run(self.notebook)
@@ -425,6 +426,31 @@ def _counted(called: set[str], target: str, original: Function) -> Function:
         return original(*args, **kwargs)
 
     return counted
+
+
+def _see_through_caches(called: set[str]) -> None:
+    """Let a cached result count as a call of all that was called for it once."""
+
+    def seen_through(cached: Function) -> Function:
+        known: dict[Any, set[str]] = {}
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = set(called)
+            called.clear()
+            value = cached(*args, **kwargs)
+            inside = known.setdefault((args, *kwargs.items()), set())
+            inside |= called
+            called.update(before | inside)
+            return value
+
+        return update_wrapper(call, cached)
+
+    see = cache(seen_through)  # one for each, whatever names it has
+    modules = [m for name, m in sys.modules.items() if name.startswith("normbook")]
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, type(sources)):
+                setattr(module, name, see(value))
 
 
 @cache
@@ -585,6 +611,9 @@ def prepare() -> None:
     os.environ["MPLBACKEND"] = "agg"
     importlib.import_module("torch").set_num_threads(1)
     importlib.import_module("matplotlib.pyplot")
+    for module in ("labs", "training", "measure", "plots"):
+        for file in (ROOT / "src" / "normbook").glob(f"{module}/[!_]*.py"):
+            importlib.import_module(f"normbook.{module}.{file.stem}")
     for fault in FAULTS:
         for target in targets(fault):
             function(target)
