@@ -368,13 +368,13 @@ FORWARD, BACKWARD, TRACK, MASK = (
 
 # Where each fault is planted. Those that break most stand first.
 FAULTS = [
-    Fault("no optimizer steps", each(STEPS, constant(None))),
-    Fault("nets have no norm", {
-        **each(FACTORIES, of_kind(NO_NORM)), PAINTER: of_kind(NO_NORM),
-    }),
     Fault("nets have another norm", {
         **each(FACTORIES, of_kind(OTHER)), PAINTER: of_kind(OTHER_PAINTER),
     }),
+    Fault("nets have no norm", {
+        **each(FACTORIES, of_kind(NO_NORM)), PAINTER: of_kind(NO_NORM),
+    }),
+    Fault("no optimizer steps", each(STEPS, constant(None))),
     Fault("sub-batches are forgotten", {
         f"{STACKED}:WorkerBatchNorm.fold": whole_batch,
     }),

@@ -403,6 +403,12 @@ class Job(NamedTuple):
         run.all(self.left_out, usual if self.fault is AS_IT_IS else self._skipping)
         holds, stopped = dict(run.holds), {str(k): v for k, v in run.stopped.items()}
         if self.fault is AS_IT_IS:
+            if stopped or not all(holds.values()):
+                failed = [claim for claim, held in holds.items() if not held]
+                raise RuntimeError(
+                    f"{self.notebook.name} needs no fault to fail: its cells raise "
+                    f"{stopped} and these claims do not hold: {failed}. Mend that first."
+                )
             rows, exchanges = usual.rows, broken_by_exchanges(run, usual.names_before)
         seconds = round(time.perf_counter() - began, 1)
         return Outcome(holds, stopped, seconds, rows, exchanges)
