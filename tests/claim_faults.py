@@ -358,7 +358,7 @@ RESCALE, CENTER = f"{CORE}:rescale", f"{CORE}:center"
 OTHER = {"BN": "GN", "GN": "BN", "none": "LN", "LN": "none", "noisy BN": "LN"}
 OTHER |= {"IN": "RMSNorm", "RMSNorm": "IN"}
 OTHER_PAINTER = {"BN": "IN", "IN": "GN"}  # which asks the first of FACTORIES
-NO_NORM = dict.fromkeys(OTHER, "none")
+NO_NORM, BATCH_NORM = dict.fromkeys(OTHER, "none"), dict.fromkeys(OTHER, "BN")
 each = dict.fromkeys
 
 KERNELS_OFF = "kernels are off"
@@ -370,6 +370,9 @@ FORWARD, BACKWARD, TRACK, MASK = (
 FAULTS = [
     Fault("nets have another norm", {
         **each(FACTORIES, of_kind(OTHER)), PAINTER: of_kind(OTHER_PAINTER),
+    }),
+    Fault("all nets have batch norm", {
+        **each(FACTORIES, of_kind(BATCH_NORM)), PAINTER: of_kind(BATCH_NORM),
     }),
     Fault("nets have no norm", {
         **each(FACTORIES, of_kind(NO_NORM)), PAINTER: of_kind(NO_NORM),

@@ -28,6 +28,7 @@ import argparse
 import ast
 import base64
 import builtins
+import dis
 import hashlib
 import importlib
 import io
@@ -43,6 +44,7 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial, update_wrapper
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 from claim_faults import (
@@ -110,31 +112,41 @@ def statements(notebook: Path) -> list[Statement]:
 
 
 def _names(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]]:
-    """What a statement needs and what it gives, a name too many rather than too few."""
-    needs, gives, own = set(), set(), set()
-    for part in ast.walk(node):
+    """What a statement reads before it writes it, and what it writes or changes."""
+    needs, gives = set[str](), set[str]()
+    code = compile(ast.Module([node], []), "", "exec")
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            gives.add(step.argval)
+        elif step.opname == "LOAD_NAME":
+            needs |= {step.argval} - gives
+        elif isinstance(step.argval, CodeType):
+            needs |= _global_names(step.argval) - gives
+    for part in ast.walk(node):  # x[i] = …, x.y = … and x.append(…) change x
         match part:
-            case ast.Name(id=name, ctx=ast.Load()):
-                needs.add(name)
-            case ast.Name(id=name):
+            case (
+                ast.Subscript(value=ast.Name(id=name), ctx=ast.Store())
+                | ast.Attribute(value=ast.Name(id=name), ctx=ast.Store())
+                | ast.Call(
+                    func=ast.Attribute(
+                        value=ast.Name(id=name),
+                        attr="append" | "extend" | "add" | "update",
+                    )
+                )
+            ):
                 gives.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                gives.add(name)
-            case ast.alias(name=name, asname=other):
-                gives.add((other or name).partition(".")[0])
-            case ast.comprehension(target=target):
-                own |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
-            case ast.arg(arg=name):
-                own.add(name)
-            # x[i] = …, x.y = … and x.append(…) change x.
-            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store()):
-                gives.add(name)
-            case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store()):
-                gives.add(name)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)):
-                if method in ("append", "extend", "add", "update"):
-                    gives.add(name)
-    return frozenset(needs - own), frozenset(gives - own)
+    return frozenset(needs), frozenset(gives)
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """The global names that a function reads, and those inside it."""
+    names = set[str]()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(step.argval)
+        elif isinstance(step.argval, CodeType):
+            names |= _global_names(step.argval)
+    return names
 
 
 def unseen(number: int, space: dict[str, Any]) -> Function:
@@ -406,8 +418,9 @@ class Job(NamedTuple):
             if stopped or not all(holds.values()):
                 failed = [claim for claim, held in holds.items() if not held]
                 raise RuntimeError(
-                    f"{self.notebook.name} needs no fault to fail: its cells raise "
-                    f"{stopped} and these claims do not hold: {failed}. Mend that first."
+                    f"{self.notebook.name} fails without a fault: mend that first. "
+                    f"What its cells raise: {stopped}; claims that do not hold: "
+                    f"{failed}"
                 )
             rows, exchanges = usual.rows, broken_by_exchanges(run, usual.names_before)
         seconds = round(time.perf_counter() - began, 1)
@@ -471,6 +484,27 @@ def sources(notebook: Path) -> str:
     return digest.hexdigest()
 
 
+class Names(NamedTuple):
+    """The names of a statement that stand for data: made new by it, and met by it.
+
+    What a statement meets it may change, too.
+    """
+
+    new: frozenset[str]
+    old: frozenset[str]
+
+    @classmethod
+    def of(cls, statement: Statement, fixed: set[str]) -> "Names":
+        touches = (statement.needs | statement.gives) - fixed
+        simple = isinstance(statement.node, ast.Assign)
+        new = statement.gives - statement.needs if simple else frozenset()
+        return cls(new - fixed, touches - new)
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return self.new | self.old
+
+
 class Results:
     """What the runs of one notebook say so far."""
 
@@ -486,7 +520,7 @@ class Results:
         for statement in self.statements:
             if isinstance(statement.node, DEFINE):
                 fixed |= statement.gives
-        self.touches = [(s.needs | s.gives) - fixed for s in self.statements]
+        self.names = [Names.of(statement, fixed) for statement in self.statements]
 
     def take(self, fault: Fault, outcome: Outcome) -> None:
         """Note what one run gave."""
@@ -523,19 +557,18 @@ class Results:
         rows = self.usual.statements if self.usual else []
         reached: set[str] = set()
         wanted = []
-        for row, touches in zip(rows, self.touches, strict=True):
-            differs = touches & reached or targets(fault) & set(row["called"])
-            if differs:
-                reached |= touches
+        for row, names in zip(rows, self.names, strict=True):
+            differs = names.touches & reached or targets(fault) & set(row["called"])
+            reached = reached | names.touches if differs else reached - names.new
             open_ = any(not self.breaks[claim] for claim in row["claims"])
             wanted.append(bool(differs) and open_)
         if not any(wanted):
             return None
         needed: set[str] = set()
         left_out = {}
-        for number in reversed(range(len(rows))):
-            if wanted[number] or self.touches[number] & needed:
-                needed |= self.touches[number]
+        for number, names in reversed(list(enumerate(self.names))):
+            if wanted[number] or names.touches & needed:
+                needed = needed - names.new | names.old
             elif rows[number]["seconds"] > SLOW:
                 left_out[number] = rows[number].get("random")
         return left_out
