@@ -488,6 +488,7 @@ def test_compiles_as_one_graph(pair, training):
 
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6
 def test_compiles_with_inductor():
     """The default backend, where a C++ compiler is at hand."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
