@@ -488,6 +488,7 @@ def test_compiles_as_one_graph(pair, training):
 
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6
 def test_compiles_with_inductor():
     """The default backend, where a C++ compiler is at hand."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
@@ -570,5 +571,7 @@ def test_the_default_eps_of_rms_norm_is_that_of_the_type_it_sums_in(dtype):
     """Seen in small tokens alone, whose mean square is no larger than ε."""
     x = torch.full((2, 8), 0.01, dtype=getattr(torch, dtype))
     ours, native = nb.RMSNorm(8, dtype=x.dtype), torch.nn.RMSNorm(8, dtype=x.dtype)
-    assert error(ours(x), native(x)) < 1e-2
     assert error(ours(x), torch.ones(2, 8)) < 1e-2
+    own = torch.nn.RMSNorm(8, eps=torch.finfo(x.dtype).eps, dtype=x.dtype)
+    first = torch.equal(native(x), own(x))  # torch 2.6 took the ε of 16 bits
+    assert first or error(ours(x), native(x)) < 1e-2

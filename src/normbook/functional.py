@@ -376,7 +376,7 @@ def need_real(x: Array) -> None:
 def _viewed(S: Set, sets: Sets) -> Set:
     """S of x, as S of x viewed by its sets."""
     where = None if S.where is None else S.where.reshape(sets.view)
-    return S._replace(axes=sets.axes, where=where)
+    return Set(sets.axes, where, S.workers)  # torch 2.6 cannot compile `_replace`
 
 
 def _prepare(

@@ -26,11 +26,12 @@ from normbook.moments import Moments, standardize
 
 
 class Standardize(torch.autograd.Function):
-    """`moments.standardize` with its hand-derived VJP: x_hat, rstd, m, mean and m2.
+    """`moments.standardize` with its hand-derived VJP: x_hat, rstd, m2, mean.
 
     rstd is an output too: so autograd sees how the VJP depends on x through it, and
     second and higher derivatives are exact with no further formula. The moments have no
-    gradient.
+    gradient; the mean is there where x is centered. torch.compile of torch 2.6 wants
+    tensors alone, so m, a number without a mask, is none of the outputs.
     """
 
     generate_vmap_rule = True
@@ -40,15 +41,13 @@ class Standardize(torch.autograd.Function):
         x: Tensor, axes: Axes, eps: float, where: Tensor | None, centered: bool
     ) -> tuple[Any, ...]:
         x_hat, rstd, moments = standardize(x, Set(axes, where), eps, centered)
-        return x_hat, rstd, *moments
+        return x_hat, rstd, moments.m2, *([moments.mean] if centered else [])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, ctx.axes, _, where, ctx.centered = inputs
         ctx.save_for_backward(*output[:2], where)
-        ctx.mark_non_differentiable(
-            *(value for value in output[2:] if isinstance(value, Tensor))
-        )
+        ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -94,11 +93,11 @@ def plain(
 ) -> Normalized:
     """`functional.normalize` on the differentiable primitives."""
 
-    def standardize(
-        x: Tensor, S: Set, eps: float, centered: bool
-    ) -> tuple[Tensor, Tensor, Moments]:
-        x_hat, rstd, *moments = Standardize.apply(x, S.axes, eps, S.where, centered)
-        return x_hat, rstd, Moments(*moments)
+    # Any: torch.compile of torch 2.6 cannot trace a type like tuple[...] in here.
+    def standardize(x: Tensor, S: Set, eps: float, centered: bool) -> Any:
+        given = S.axes, eps, S.where, centered
+        x_hat, rstd, m2, *mean = Standardize.apply(x, *given)
+        return x_hat, rstd, Moments(core.count(x, S), mean[0] if centered else 0.0, m2)
 
     def affine(x_hat: Tensor, gamma: Any, beta: Any) -> Tensor:
         if gamma is None and beta is None:
