@@ -68,7 +68,7 @@ serve: book  ## Build the book and serve it on this machine
 # ---------------------------------------------------------------- tests
 
 # A file stays on one core: a notebook has one kernel, a fixture of a file is made once.
-# Files come in the order of pyproject.toml's testpaths.
+# Files come in the order of tests/conftest.py and of pyproject.toml's testpaths.
 PARALLEL := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 # It times layers, so it runs when nothing else does.
 TIMED := notebooks/07_fast.ipynb

@@ -14,7 +14,7 @@ import pytest
 from normbook import core, functional, plots
 from normbook.methods import METHODS
 from normbook.plots import batch_norm, curves, one_idea
-from normbook.plots.stable import stable
+from normbook.plots.svg_text import stable
 
 
 def data(line):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from normbook import functional
 from normbook.methods import METHODS, method_of
-from normbook.plots.stable import stable
+from normbook.plots.svg_text import stable
 
 INK = "#262626"
 GREY = "#6B6B6B"  # what has no method
