@@ -496,8 +496,8 @@ class Names(NamedTuple):
     @classmethod
     def of(cls, statement: Statement, fixed: set[str]) -> "Names":
         touches = (statement.needs | statement.gives) - fixed
-        simple = isinstance(statement.node, ast.Assign)
-        new = statement.gives - statement.needs if simple else frozenset()
+        perhaps = isinstance(statement.node, ast.If | ast.Try | ast.While)
+        new = frozenset() if perhaps else statement.gives - statement.needs
         return cls(new - fixed, touches - new)
 
     @property
