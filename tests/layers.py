@@ -90,8 +90,12 @@ ROWS = [key for key in METHODS if key not in MAPS]
 MASKABLE = [key for key, layer in LAYERS.items() if layer.takes_mask]
 CENTERED = [key for key, method in METHODS.items() if method.centered]
 
-# Of one sample and over all of it, where a method of rows would take each row.
-OF_A_SAMPLE = LAYERS | {key: LAYERS[key]._replace(span=slice(1, None)) for key in ROWS}
+# Every method once, over all of a sample where it can be told its axes.
+OF_A_SAMPLE = LAYERS | {
+    key: layer._replace(span=slice(1, None))
+    for key, layer in LAYERS.items()
+    if "axes" in signature(layer.method.sets).parameters
+}
 # What covers more than a method's own layer does.
 VARIANTS = {
     "IN that tracks": LAYERS["IN"]._replace(tracking=True),

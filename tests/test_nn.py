@@ -19,7 +19,6 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import gradcheck, gradgradcheck
 
 from normbook import nn as nb
-from normbook.methods import METHODS
 
 F64 = {"dtype": torch.float64}
 
@@ -145,16 +144,6 @@ FIVE = {
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 each_layer = pytest.mark.parametrize("pair", FIVE.values(), ids=FIVE)
-
-
-@pytest.mark.parametrize("key", METHODS)
-def test_a_method_s_entry_says_what_its_layer_has(key):
-    """Else a table of tests that is derived from it would leave the layer out."""
-    method, layer = METHODS[key], LAYERS[key].build(SHAPE)
-    assert layer.weight.shape == (SHAPE[method.axis],)
-    assert method.centered == hasattr(layer, "bias")
-    assert method.tracks == bool(list(layer.buffers()))
-    assert (key in MASKABLE) == ("where" in inspect.signature(layer.forward).parameters)
 
 
 def same(ours, native, tolerance=1e-12):
