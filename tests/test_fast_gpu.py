@@ -180,8 +180,8 @@ def test_the_gate_sees_a_spill_and_a_narrow_load():
 # A Python that sees a GPU and has next to nothing: it imports what it would run.
 BARE = """
 import sys
-for name in ("hypothesis matplotlib mlxtend names nbformat nbval numba pandas "
-             "playwright scipy skimage sklearn tqdm triton").split():
+for name in ("PIL hypothesis matplotlib mlxtend names nbformat nbval numba "
+             "pandas playwright scipy skimage sklearn tqdm triton").split():
     sys.modules[name] = None
 import pytest, torch
 torch.cuda.is_available = lambda: True

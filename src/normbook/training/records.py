@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 # At the root of the checkout; where pip has installed the package, inside it.
@@ -54,12 +53,16 @@ def write_pictures(name: str, pictures: Tensor) -> Path:
     sheet = pictures.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     pixels = (255 * sheet.clamp(0, 1)).round().byte().numpy()
     path = RECORDS / f"{name}.png"
+    from PIL import Image  # a machine that measures kernels need not have it
+
     Image.fromarray(pixels).save(path, optimize=True)
     return path
 
 
 def read_pictures(name: str, size: int) -> Tensor:
     """The pictures that `write_pictures` kept, squares of `size` pixels."""
+    from PIL import Image
+
     with Image.open(RECORDS / f"{name}.png") as sheet:
         pixels = torch.from_numpy(np.array(sheet, dtype=np.float32)) / 255
     rows, columns = pixels.unflatten(1, (-1, size)).unflatten(0, (-1, size)).shape[:3:2]
