@@ -335,8 +335,7 @@ STACKED, SEQUENCES = "normbook.training.stacked", "normbook.training.sequences"
 BATCH, LAYER, INSTANCE, GROUP = NORMS = [
     f"{FUNCTIONAL}:{kind}_sets" for kind in ("batch", "layer", "instance", "group")
 ]
-FACTORIES = [f"{STACKED}:norm", "normbook.labs.comparison:norm"]
-PAINTER = "normbook.labs.instance_norm:norm"
+FACTORY = "normbook.training.norms:norm"
 STEPS = [
     f"{STACKED}:SGD.step",
     f"{SEQUENCES}:Adam.step",
@@ -356,8 +355,7 @@ REFUSALS = [
 READERS = [f"normbook.training.records:read_{what}" for what in ("record", "pictures")]
 RESCALE, CENTER = f"{CORE}:rescale", f"{CORE}:center"
 OTHER = {"BN": "GN", "GN": "BN", "none": "LN", "LN": "none", "noisy BN": "LN"}
-OTHER |= {"IN": "RMSNorm", "RMSNorm": "IN"}
-OTHER_PAINTER = {"BN": "IN", "IN": "GN"}  # which asks the first of FACTORIES
+OTHER |= {"IN": "BN", "RMSNorm": "none", "DyT": "none"}
 NO_NORM, BATCH_NORM = dict.fromkeys(OTHER, "none"), dict.fromkeys(OTHER, "BN")
 each = dict.fromkeys
 
@@ -368,18 +366,12 @@ FORWARD, BACKWARD, TRACK, MASK = (
 
 # Where each fault is planted. Those that break most stand first.
 FAULTS = [
-    Fault("nets have another norm", {
-        **each(FACTORIES, of_kind(OTHER)), PAINTER: of_kind(OTHER_PAINTER),
-    }),
-    Fault("all nets have batch norm", {
-        **each(FACTORIES, of_kind(BATCH_NORM)), PAINTER: of_kind(BATCH_NORM),
-    }),
-    Fault("nets have no norm", {
-        **each(FACTORIES, of_kind(NO_NORM)), PAINTER: of_kind(NO_NORM),
-    }),
+    Fault("nets have another norm", {FACTORY: of_kind(OTHER)}),
+    Fault("all nets have batch norm", {FACTORY: of_kind(BATCH_NORM)}),
+    Fault("nets have no norm", {FACTORY: of_kind(NO_NORM)}),
     Fault("no optimizer steps", each(STEPS, constant(None))),
     Fault("sub-batches are forgotten", {
-        f"{STACKED}:WorkerBatchNorm.fold": whole_batch,
+        "normbook.training.norms:WorkerBatchNorm.fold": whole_batch,
     }),
     Fault(KERNELS_OFF, {FORWARD: constant(None)}),
     Fault("nothing is normalized", {
