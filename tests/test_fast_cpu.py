@@ -9,7 +9,7 @@ import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from layers import VARIANTS, Variant
 
@@ -388,6 +388,7 @@ def test_one_position_is_no_run_of_lengths():
     assert fast.lengths(where, torch.empty(3, 4, 1), sets) is None
 
 
+@example("IN", (2, 8, 2), "float32", "own", False, dict.fromkeys(SMALL, 1))
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(METHODS)),
@@ -405,5 +406,6 @@ def test_any_shape_and_any_limits(name, shape, dtype, parameters, last, limits):
     with pytest.MonkeyPatch.context() as patch:
         for limit, value in limits.items():
             patch.setattr(cpu, limit, value)
-        # γ·rstd of a set of one value, whose x_hat is 0, is up to 1/√ε.
-        assert make(method, shape, dtype, parameters, last=last).agrees(times=5)
+        # γ·rstd of a set of one value, whose x_hat is 0, is up to 1/√ε; dx of a set of
+        # two near values is what their large gradients leave of each other.
+        assert make(method, shape, dtype, parameters, last=last).agrees(times=8)
