@@ -78,7 +78,8 @@ test: book  ## Set up and test everything: code, every stored output, the pages
 	@$(BIN)/python -m pytest $(TIMED)
 
 quick: check  ## Lint and unit tests: no book, no notebook, no other process
-	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not processes and not browser" tests
+	@$(BIN)/python -m pytest -q $(PARALLEL) \
+	    -m "not processes and not browser and not slow" tests
 
 # AVX2 or less, library by library: torch, oneDNN, MKL, OpenBLAS, NumPy's own loops,
 # numba. torch.compile's cache on disk is left alone, because it does not ask for which

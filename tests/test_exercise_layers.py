@@ -18,6 +18,8 @@ from normbook.exercises.layers import (
     TorchBatchNorm,
 )
 
+pytestmark = pytest.mark.slow
+
 OWN = {
     "batch-norm-class": BatchNorm,
     "layer-norm-class": LayerNorm,

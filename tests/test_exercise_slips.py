@@ -14,6 +14,8 @@ import pytest
 from normbook.exercises import EXERCISES
 from normbook.exercises.grading import BLANK, fault
 
+pytestmark = pytest.mark.slow
+
 FUNCTIONS = {name: e for name, e in EXERCISES.items() if e.cases[0].args}
 VALUES = {name: e for name, e in EXERCISES.items() if not e.cases[0].args}
 

@@ -12,6 +12,8 @@ from normbook.functional import InputError
 from normbook.labs import batch_norm
 from normbook.training import records, stacked
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 1, 4)
 
 

@@ -8,6 +8,8 @@ from normbook import data
 from normbook.labs import comparison
 from normbook.training import records, stacked
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 1)
 
 

@@ -15,6 +15,8 @@ from normbook.labs import fast as runs
 from normbook.measure import timing, traffic
 from normbook.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 X = torch.linspace(-2, 3, 8 * 16).reshape(8, 16)
 
 

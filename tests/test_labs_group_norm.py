@@ -11,6 +11,8 @@ from normbook import data, functional
 from normbook.labs import group_norm
 from normbook.training import records, stacked
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------ variants
 
 

@@ -9,6 +9,8 @@ from normbook import data
 from normbook.labs import instance_norm
 from normbook.training import records, stacked
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["none", "BN", "LN", "GN", "IN"]
 SEEDS = (3, 1, 4)
 TASKS = [

@@ -12,6 +12,8 @@ from normbook.functional import InputError
 from normbook.labs import layer_norm
 from normbook.training import records, sequences
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (3, 1, 4)
 RECURRENT = [
     (cell, kind) for cell in ("RNN", "LSTM") for kind in ("none", "LN", "BN")

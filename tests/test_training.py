@@ -11,6 +11,8 @@ from normbook import data
 from normbook import nn as nb
 from normbook.training import norms, records, stacked
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["none", "BN", "LN", "GN"]
 SEEDS = (3, 1, 4)
 

@@ -25,6 +25,8 @@ from sphinx.util.docutils import docutils_namespace
 
 from normbook.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 TERMS = """
 ["running mean"]
 japanese = "移動平均"
