@@ -6,6 +6,7 @@ part, and a mistake is a class gone wrong. What is no layer with that state (a p
 attribute for a buffer, say) is refused before anything is compared.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -170,7 +171,7 @@ def _need_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
             )
 
 
-class Standardized(nn.Module):
+class Standardized(nn.Module, ABC):
     """A layer as a reader would write it, each step a method that can go wrong."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -182,8 +183,9 @@ class Standardized(nn.Module):
     def view(self, x: Tensor) -> Tensor:
         return x
 
+    @abstractmethod
     def axes(self, view: Tensor) -> tuple[int, ...]:
-        raise NotImplementedError
+        """S of the view."""
 
     def moments(self, view: Tensor) -> tuple[Tensor, Tensor]:
         axes = self.axes(view)
