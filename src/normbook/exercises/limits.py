@@ -18,7 +18,7 @@ TIME_LIMIT_S = 5.0
 PRINT_LIMIT_CHARACTERS = 10_000
 # How long a thread is asked to end that swallows the exception or is inside a call of
 # C; and how long one waits for it at a time.
-_GRACE_S = 1.0
+_GRACE_S = 5.0
 _PAUSE_S = 0.02
 
 
@@ -52,20 +52,40 @@ class _Worker(Thread):
         # taken, after which none is sent, and a call is made, where one sent arrives.
         while not self.ended.is_set():
             try:
+                sys.settrace(_untraced)
                 if not self.returned and not self.raised:
                     self.returned.append(self.call())
+                sys.settrace(None)
                 with self.lock:
                     self.ended.set()
             except BaseException as error:
+                sys.settrace(None)
                 self.raised.append(error)
 
     def stop(self) -> None:
-        """Raise Stopped in the call; nothing once it has ended."""
+        """Raise Stopped in the call; nothing once it has ended.
+
+        And again at every line that its frames go on to, so that no `except:` of a loop
+        swallows it: the next line, in the handler, raises it once more.
+        """
         with self.lock:
-            if not self.ended.is_set():
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self.ident or 0), ctypes.py_object(Stopped)
-                )
+            if self.ended.is_set():
+                return
+            frame = sys._current_frames().get(self.ident or 0)
+            while frame is not None and frame.f_code is not _Worker.run.__code__:
+                frame.f_trace = _raise_stopped
+                frame = frame.f_back
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.ident or 0), ctypes.py_object(Stopped)
+            )
+
+
+def _untraced(frame: Any, event: str, argument: Any) -> None:
+    """Trace nothing yet: without a trace function, a frame could not be given one."""
+
+
+def _raise_stopped(frame: Any, event: str, argument: Any) -> Any:
+    raise Stopped
 
 
 def limited(run: Callable[[], Any]) -> Any:
@@ -113,21 +133,8 @@ def described(error: BaseException) -> str:
 
 
 def _stop(worker: _Worker) -> None:
-    """Raise Stopped in a thread until it ends: once, then twice in a row, and so on.
-
-    A loop around `try: … except: continue` swallows one, but not a second one that
-    arrives while the first is handled; hence the short switch interval.
-    """
+    """Raise Stopped in a thread until it ends, or is inside a call of C for too long."""
     until = monotonic() + _GRACE_S
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        times = 1
-        while not worker.ended.is_set() and monotonic() < until:
-            for _ in range(times):
-                worker.stop()
-                sleep(0)
-            worker.ended.wait(_PAUSE_S)
-            times += 1
-    finally:
-        sys.setswitchinterval(interval)
+    while not worker.ended.is_set() and monotonic() < until:
+        worker.stop()
+        worker.ended.wait(_PAUSE_S)
