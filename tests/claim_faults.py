@@ -264,6 +264,19 @@ def of_the_batch(original: Function) -> Function:
     return changed
 
 
+def in_training(original: Function) -> Function:
+    """`forward` in training mode, whatever the layer's mode."""
+
+    def changed(self: Any, *args: Any) -> Any:
+        mode, self.training = self.training, True
+        try:
+            return original(self, *args)
+        finally:
+            self.training = mode
+
+    return changed
+
+
 def merged_within(original: Function) -> Function:
     """Chan's merge without what lies between the means."""
     return lambda self, other: original(self, other)._replace(m2=self.m2 + other.m2)
@@ -414,7 +427,8 @@ FAULTS = [
     Fault("running statistics never move", {
         f"{FAST}:Running.track": constant(None),
     }, TRACK),
-    Fault("evaluation takes the batch's statistics", {
+    Fault("evaluation is as training", {
+        **each([f"{NN}:BatchNorm.forward", f"{NN}:InstanceNorm.forward"], in_training),
         f"{FUNCTIONAL}:batch_norm_eval": of_the_batch,
     }),
     Fault("moments are merged without what lies between", {
@@ -476,8 +490,8 @@ def _add_exchanges(ways: dict[str, Change], node: Any, path: tuple[str, ...]) ->
         if key not in PLACES:
             alike.setdefault(repr(structure(item)), []).append(key)
         if repr(structure(item)).startswith("('list', ('list'"):
-            name = f"{'/'.join((*path, key))} turned round"
-            ways.setdefault(name, _at((*path, key), lambda rows: rows[::-1]))
+            name = f"{'/'.join((*path, key))} one place on"
+            ways.setdefault(name, _at((*path, key), lambda rows: rows[1:] + rows[:1]))
     for keys in alike.values():
         for shift in range(1, len(keys)):
             pairs = zip(keys, keys[shift:] + keys[:shift], strict=True)

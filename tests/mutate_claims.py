@@ -14,8 +14,8 @@ reach a claim that nothing has broken yet, and slow statements that no such clai
 are left out.
 
 A claim on a record is broken by an exchange: what stands under one key of a record
-moves to another key of the same kind, or a list of lists turns round. Only what
-depends on the record is then run again.
+moves to another key of the same kind, or the rows of a table move one place on. Only
+what depends on the record is then run again.
 
 `--record` writes what breaks each claim to claims_broken.json; claims_unbroken.json
 holds the others, each with the reason. test_claims_broken.py holds both to the stored

@@ -145,8 +145,8 @@ def test_sides_of_a_record_are_exchanged_and_places_are_not() -> None:
     changed = {name: way(record) for name, way in ways.items()}
     sides = changed.pop("rates: none for BN, BN for none")
     assert sides["rates"]["BN"] == record["rates"]["none"]
-    turned = changed.pop("rates/BN/test turned round")
-    assert turned["rates"]["BN"] == {"rates": [1, 2], "test": [[10], [5]]}
+    moved = changed.pop("rates/BN/test one place on")
+    assert moved["rates"]["BN"] == {"rates": [1, 2], "test": [[10], [5]]}
     times = changed.pop("rows/*/time: torch for ours, ours for torch")
     assert times["rows"] == [{"time": {"ours": 2.0, "torch": 1.0}}]
-    assert list(changed) == ["rates/none/test turned round"]
+    assert list(changed) == ["rates/none/test one place on"]
