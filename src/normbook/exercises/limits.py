@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from threading import Event, Lock, Thread
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 TIME_LIMIT_S = 5.0
@@ -133,7 +133,7 @@ def described(error: BaseException) -> str:
 
 
 def _stop(worker: _Worker) -> None:
-    """Raise Stopped in a thread until it ends, or is inside a call of C for too long."""
+    """Raise Stopped in a thread until it ends; not for ever: it may be in C."""
     until = monotonic() + _GRACE_S
     while not worker.ended.is_set() and monotonic() < until:
         worker.stop()
