@@ -67,6 +67,7 @@ UNBROKEN = Path(__file__).with_name("claims_unbroken.json")
 RUNS = ROOT / "_build" / "mutants"
 LIMIT = 3000  # seconds for one notebook under one fault
 SLOW = 0.05  # seconds of a statement that is left out where nothing needs it
+TRAINS = 1.0  # seconds of one that an exchange of a record does not repeat
 MOST = 3  # faults that are named for one claim
 EXCHANGED = "record: "  # how the name of an exchange begins
 # Claims that fail where calls are counted: a counter is another step of a graph.
@@ -235,16 +236,20 @@ def _raised_in(statement: Statement, error: Exception) -> str | None:
 DEFINE = ast.Import | ast.ImportFrom | ast.FunctionDef
 
 
-def broken_by_exchanges(
-    run: Run, names_before: list[dict[str, Any]]
-) -> dict[str, list[str]]:
-    """Claims of a notebook that was run, and the exchanges that break them."""
+def broken_by_exchanges(run: Run, usual_run: "Usual") -> dict[str, list[str]]:
+    """Claims of a notebook that was run, and the exchanges that break them.
+
+    What trains for long at the rates of a record is not trained again.
+    """
     readers = {target.rpartition(":")[2] for target in READERS}
     tainted, needed = set(readers), set()
     affected = []
-    for statement, before in zip(run.statements, names_before, strict=True):
+    for statement, before, row in zip(
+        run.statements, usual_run.names_before, usual_run.rows, strict=True
+    ):
         imports = isinstance(statement.node, ast.Import | ast.ImportFrom)
-        if not imports and statement.needs & tainted:
+        once = imports or row["seconds"] > TRAINS
+        if not once and statement.needs & tainted:
             tainted |= statement.gives
             affected.append((statement, before))
     again = []
@@ -429,7 +434,7 @@ class Job(NamedTuple):
                     f"What its cells raise: {stopped}; claims that do not hold: "
                     f"{failed}"
                 )
-            rows, exchanges = usual.rows, broken_by_exchanges(run, usual.names_before)
+            rows, exchanges = usual.rows, broken_by_exchanges(run, usual)
         seconds = round(time.perf_counter() - began, 1)
         return Outcome(holds, stopped, seconds, rows, exchanges)
 
