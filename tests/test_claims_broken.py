@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from claim_faults import FAULTS, exchanges, function, plant
 from mutate_claims import BROKEN, EXCHANGED, UNBROKEN, Run
-from test_notebooks import NOTEBOOKS, claims
+from test_notebooks import NOTEBOOKS, statements
 
 from normbook import core
 
@@ -56,7 +56,7 @@ def test_every_claim_is_broken_or_has_a_reason(path: Path) -> None:
         for file in (BROKEN, UNBROKEN)
     )
     notebook = nbformat.read(path, as_version=4)
-    stored = [line.removeprefix("✓ ") for line in claims(notebook)]
+    stored = statements([notebook])
     assert faults(stored, broken, reasons) == []
 
 
