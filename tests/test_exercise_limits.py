@@ -127,6 +127,15 @@ def test_what_an_attempt_prints_is_shown_before_the_verdict(capsys):
     assert lines[-1].startswith("standardize ✗")
 
 
+@pytest.fixture
+def interrupts():
+    """A notebook's handler: a process in the background may ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_an_interrupt_of_the_reader_ends_the_check(monkeypatch):
     monkeypatch.setattr(limits, "TIME_LIMIT_S", 30.0)

@@ -197,7 +197,8 @@ def test_without_donated_buffers_there_is_no_switch(monkeypatch):
 
 # ------------------------------------------------------------- no other file has any
 
-PUBLIC = {"_replace", "_asdict", "_fields", "_make"}  # of every NamedTuple
+# Of every NamedTuple; and the function of sys that its documentation names.
+PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_current_frames"}
 OF_NUMBA = ("numba.core", "numba.np", "numba.cpython")
 
 

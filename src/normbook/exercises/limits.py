@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, get_ident
 from time import monotonic
 from typing import Any
 
@@ -66,26 +66,33 @@ class _Worker(Thread):
         """Raise Stopped in the call; nothing once it has ended.
 
         And again at every line that its frames go on to, so that no `except:` of a loop
-        swallows it: the next line, in the handler, raises it once more.
+        swallows it for good: the handler's own line raises it once more.
         """
         with self.lock:
             if self.ended.is_set():
                 return
             frame = sys._current_frames().get(self.ident or 0)
             while frame is not None and frame.f_code is not _Worker.run.__code__:
-                frame.f_trace = _raise_stopped
+                frame.f_trace = _stop_again
                 frame = frame.f_back
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self.ident or 0), ctypes.py_object(Stopped)
-            )
+            _raise_in(self.ident or 0)
+
+
+def _raise_in(thread: int) -> None:
+    """Raise Stopped in a thread, at its next jump back or call."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(Stopped)
+    )
 
 
 def _untraced(frame: Any, event: str, argument: Any) -> None:
     """Trace nothing yet: without a trace function, a frame could not be given one."""
 
 
-def _raise_stopped(frame: Any, event: str, argument: Any) -> Any:
-    raise Stopped
+def _stop_again(frame: Any, event: str, argument: Any) -> Any:
+    """Raise Stopped soon; raised from here, it would end the tracing."""
+    _raise_in(get_ident())
+    return _stop_again
 
 
 def limited(run: Callable[[], Any]) -> Any:
