@@ -55,8 +55,7 @@ def test_every_claim_is_broken_or_has_a_reason(path: Path) -> None:
         json.loads(file.read_text(encoding="utf-8")).get(path.stem, {})
         for file in (BROKEN, UNBROKEN)
     )
-    notebook = nbformat.read(path, as_version=4)
-    stored = statements([notebook])
+    stored = statements([nbformat.read(path, as_version=4)])
     assert faults(stored, broken, reasons) == []
 
 
