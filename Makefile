@@ -77,9 +77,10 @@ test: book  ## Set up and test everything: code, every stored output, the pages
 	@$(BIN)/python -m pytest $(PARALLEL) --ignore=$(TIMED) --durations=5
 	@$(BIN)/python -m pytest $(TIMED)
 
+# Without nbval, which takes seconds to import in each of three processes.
 quick: check  ## Lint and unit tests: no book, no notebook, no other process
-	@$(BIN)/python -m pytest -q $(PARALLEL) \
-	    -m "not processes and not browser and not slow" tests
+	@$(BIN)/python -m pytest -q $(PARALLEL) -o addopts=--strict-markers -p no:nbval \
+	    -m "not processes and not browser and not slow and not gpu" tests
 
 # AVX2 or less, library by library: torch, oneDNN, MKL, OpenBLAS, NumPy's own loops,
 # numba. torch.compile's cache on disk is left alone, because it does not ask for which

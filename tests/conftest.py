@@ -102,8 +102,12 @@ def shape(value):
 JAX = find_spec("jax") is not None
 if JAX:
     os.environ |= {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+QUICK = {"numpy": "float64", "torch": "float32", "jax": "float32"}  # of `make quick`
 LIBRARIES = [
-    Library(name, "cpu", dtype)
+    pytest.param(
+        Library(name, "cpu", dtype),
+        marks=[] if QUICK[name] == dtype else [pytest.mark.slow],
+    )
     for name in ("numpy", "torch", *["jax"] * JAX)
     for dtype in ("float64", "float32")
 ]

@@ -60,12 +60,14 @@ def test_traffic_counts_what_is_read_and_written():
     assert traffic.moved(lambda: torch.add(x, x, out=torch.empty(100))) >= 1200
 
 
+@pytest.mark.slow
 def test_speed_has_a_row_for_each_pass_and_size():
     rows = agreement.speed("cpu", ["rms_norm"], rounds=1)
     assert [row["pass"] for row in rows] == ["forward", "forward + backward"] * 2
     assert all(row["ours"] > 0 < row["native"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_record(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("normbook.training.records.RECORDS", tmp_path)
     monkeypatch.setattr(agreement, "speed", lambda device: [{"ours": 1.0}])

@@ -61,6 +61,7 @@ def test_every_default_shape_suits_every_method():
         assert not any(groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", bench.cases("cpu", shapes=[ROWS, MAPS]))
 def test_every_rival_of_this_machine_is_right_and_timed(case):
     row = bench.measure(case, HERE, number=2)

@@ -65,6 +65,7 @@ def ends_after_being_stopped(x, axes, eps):
 LOOPS = [for_ever, for_ever_in_try, asleep, ends_after_being_stopped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_without_end_is_stopped(loop, capsys):
     start = time.monotonic()
@@ -160,6 +161,7 @@ def test_without_threads_an_attempt_is_run_in_place(monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_interpreter_is_as_before():
     """An exception that is sent to a thread and never arrives hangs a profiler."""
     code = f"""

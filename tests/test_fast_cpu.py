@@ -19,6 +19,8 @@ from numba import njit
 from normbook import fast, functional
 from normbook.fast import cpu, threads
 
+pytestmark = pytest.mark.processes  # each kernel is compiled
+
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -125,6 +125,7 @@ def test_it_is_benched_and_compared(sixth, monkeypatch):
     assert "scale_norm" in {row["method"] for row in agreement.traffic()}
 
 
+@pytest.mark.slow
 def test_it_trains_in_the_convolutional_net(sixth):
     seeds = (0, 1)
     net = stacked.convolutional(seeds, "ScaleNorm", widths=(8, 8))

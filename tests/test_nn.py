@@ -204,6 +204,7 @@ def test_state_dicts_load_both_ways(pair):
     same(fresh, native, tolerance=0)
 
 
+@pytest.mark.slow
 @every_pair
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_narrow_dtypes(pair, dtype):
@@ -452,6 +453,7 @@ MODES = pytest.mark.parametrize("training", [True, False])
 
 # Tracing, torch itself makes an object of our autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.processes
 @each_layer
 @MODES
 def test_compiles_as_one_graph(pair, training):

@@ -148,6 +148,7 @@ def test_a_layer_a_copy_is_every_copys_own_layer(monkeypatch, key, rest):
     assert torch.allclose(dx, want_dx, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sixth_method_trains_in_the_convolutional_net(monkeypatch):
     monkeypatch.setitem(METHODS, "ScaleNorm", scale_norm())
     part, rates = data.digits().train, [0.05, 0.1]
