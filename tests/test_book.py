@@ -76,7 +76,7 @@ def small_book(folder: Path, **pages: str) -> tuple[Path, str]:
         (place / name).with_suffix(suffix).write_text(text, encoding="utf-8")
     warnings = io.StringIO()
     settings = {
-        "extensions": ["myst_nb", "claims_page", "static_math"],
+        "extensions": ["myst_nb", "claims_page", "reading_time", "static_math"],
         "nb_execution_mode": "off",
         "myst_enable_extensions": ["amsmath", "dollarmath"],
         "html_math_renderer": "static_math",

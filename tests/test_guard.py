@@ -18,7 +18,12 @@ import pytest
 import test_notebooks as state
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -247,6 +252,7 @@ CAUGHT: list[tuple[state.Rule, int, Change]] = [
     (state.describes_every_picture, DRAW, forget("mystnb")),
     (state.has_cells_that_fit_a_screen, PRINT, source("1\n" * 21)),
     (state.has_cells_that_fit_a_screen, PRINT, source("1" * 89)),
+    (state.has_cells_that_fit_a_screen, PRINT, source("class A:\n" + "    1\n" * 30)),
     (state.ends_no_cell_with_a_semicolon, PRINT, source("1;\n")),
     (state.is_under_2_mb, PRINT, prints("0" * 2_000_000)),
     (state.prints_at_most_4_decimals, PRINT, prints("mean 0.25001")),
@@ -286,8 +292,141 @@ def test_a_rule_catches(
     assert holds(changed) != []
 
 
+# ------------------------------------------------------------------ lessons and labs
+
+WORDS, SHOWN, CLAIMED, DRAWN, ASKED, LEADS = range(6)
+QUESTION = "## Does it last?\n\nAt rate 0.1, 5 seeds."
+HEAD = "| question | lab |\n|---|---|"
+
+
+@pytest.fixture
+def lesson() -> NotebookNode:
+    """Return a notebook at most of a lesson's limits, which no kernel has run."""
+    text = f"{HEAD}\n| why so? | [there](02_two_lab) |"
+    claims = "".join(f"✓ {number} < 14\n" for number in range(14))
+    picture = new_output("display_data", {"image/svg+xml": "<svg/>"})
+    return new_notebook(
+        cells=[
+            new_markdown_cell("word " * 1990),
+            new_code_cell("x = 1\n" * 198),
+            new_code_cell(
+                'claim("n < 14", True)\n' * 50,
+                metadata={"tags": ["hide-input"]},
+                outputs=[new_output("stream", text=claims)],
+            ),
+            new_code_cell("draw()", outputs=[picture] * 6),
+            new_code_cell('check("batch-norm-class", BatchNorm)'),
+            new_markdown_cell(text),
+        ]
+    )
+
+
+@pytest.fixture
+def lab() -> NotebookNode:
+    """Return a notebook at a lab's limits."""
+    return new_notebook(
+        cells=[
+            new_markdown_cell(f"# Lab\n\nAs long as it likes.\n\n{QUESTION}"),
+            new_markdown_cell("word " * 345),
+            new_code_cell("x = 1\n" * 65),
+            new_code_cell('claim("2 > 1", True)\n' * 35),
+        ]
+    )
+
+
+def adds(text: str) -> Change:
+    def change(small: NotebookNode, cell: int) -> None:
+        small.cells[cell].source += text
+
+    return change
+
+
+def one_more(text: str) -> Change:
+    return lambda small, cell: output(small, cell).update(
+        text=output(small, cell).text + text
+    )
+
+
+def draws(number: int) -> Change:
+    def change(small: NotebookNode, cell: int) -> None:
+        small.cells[cell].outputs = [output(small, cell)] * number
+
+    return change
+
+
+FAULTS_OF_LESSONS: list[tuple[state.Rule, int, Change]] = [
+    (state.has_at_most_2000_words, WORDS, adds("more " * 20)),
+    (state.makes_at_most_14_claims, CLAIMED, one_more("✓ 14 < 14\n")),
+    (state.is_claims_for_a_fifth_at_most, CLAIMED, adds('claim(\n    "1", 2\n)')),
+    (state.is_claims_for_a_fifth_at_most, SHOWN, source("x = 1\n" * 197)),
+    (state.has_4_to_6_figures, DRAWN, draws(3)),
+    (state.has_4_to_6_figures, DRAWN, draws(7)),
+    (state.shows_150_to_220_lines_of_code, SHOWN, source("x = 1\n" * 147)),
+    (state.shows_150_to_220_lines_of_code, SHOWN, source("x = 1\n" * 219)),
+    (state.shows_150_to_220_lines_of_code, SHOWN, tag("hide-input")),
+    (state.reads_no_record, SHOWN, adds('read_record("batch_norm")')),
+    (state.trains_in_its_own_cells, SHOWN, adds("from normbook.training import loop")),
+    (state.trains_in_its_own_cells, SHOWN, adds("import normbook.labs.batch_norm")),
+    (state.trains_in_its_own_cells, SHOWN, adds("from normbook import core, labs")),
+    (
+        state.trains_in_its_own_cells,
+        SHOWN,
+        adds("from normbook import (\n    core,\n    training,\n)"),
+    ),
+    (state.asks_for_the_layer_as_a_class, ASKED, source('check("batch-norm", f)')),
+    (state.ends_with_questions_for_the_lab, LEADS, source("The end.")),
+    (state.ends_with_questions_for_the_lab, LEADS, source(HEAD)),
+    (
+        state.ends_with_questions_for_the_lab,
+        LEADS,
+        source(f"{HEAD}\n| why? | [there](03_layer_norm) |"),
+    ),
+]
+FAULTS_OF_LABS: list[tuple[state.Rule, int, Change]] = [
+    (state.is_claims_for_a_third_at_most, 3, adds('claim("3 > 2", True)')),
+    (state.has_short_sections_that_answer_a_question, 0, source("# Lab")),
+    (state.has_short_sections_that_answer_a_question, 0, source("## It lasts")),
+    (state.has_short_sections_that_answer_a_question, 1, adds("\n\nword")),
+    (state.has_short_sections_that_answer_a_question, 1, adds("\n\n## Sources")),
+]
+
+
+@pytest.mark.parametrize(("holds", "cell", "change"), FAULTS_OF_LESSONS)
+def test_a_rule_for_lessons_catches(
+    holds: state.Rule, cell: int, change: Change, lesson: NotebookNode
+) -> None:
+    assert holds(lesson) == []
+    change(lesson, cell)
+    assert holds(lesson) != []
+
+
+@pytest.mark.parametrize(("holds", "cell", "change"), FAULTS_OF_LABS)
+def test_a_rule_for_labs_catches(
+    holds: state.Rule, cell: int, change: Change, lab: NotebookNode
+) -> None:
+    assert holds(lab) == []
+    change(lab, cell)
+    assert holds(lab) != []
+
+
+@pytest.mark.parametrize(
+    "start", ["class Net(nn.Module):\n    pass\n", "net = nn.Sequential()\n"]
+)
+def test_a_class_or_a_net_may_take_30_lines(start: str) -> None:
+    fits = state.has_cells_that_fit_a_screen
+    lines = 30 - start.count("\n")
+    assert fits(new_notebook(cells=[new_code_cell(start + "1\n" * lines)])) == []
+    assert fits(new_notebook(cells=[new_code_cell(start + "1\n" * (lines + 1))]))
+
+
+def test_a_question_may_lead_to_a_section_of_the_lab(lesson: NotebookNode) -> None:
+    lesson.cells[LEADS].source = f"{HEAD}\n| why? | [lab](02_two_lab.ipynb#depth) |"
+    assert state.ends_with_questions_for_the_lab(lesson) == []
+
+
 def test_every_rule_has_a_planted_fault() -> None:
-    assert {holds for holds, *_ in CAUGHT} == set(state.RULES)
+    planted = (CAUGHT, FAULTS_OF_LESSONS, FAULTS_OF_LABS)
+    assert {holds for faults in planted for holds, *_ in faults} == set(state.RULES)
 
 
 def test_a_claim_made_twice_is_caught(notebook: NotebookNode) -> None:
@@ -299,4 +438,5 @@ def test_an_honest_text_passes(notebook: NotebookNode) -> None:
     honest = copy.deepcopy(notebook)
     output(honest, REPR).data["text/plain"] = "by-hand ✗ nothing here yet"
     output(honest, PRINT).text = "-0.5 N/A and/or 1.2346e-07 x/y/z 1/3 -0.0001 C·H/G\n"
-    assert [fault for holds in state.RULES for fault in holds(honest)] == []
+    rules = [rule for rule, kind in state.RULES.items() if kind is state.any_notebook]
+    assert [fault for holds in rules for fault in holds(honest)] == []

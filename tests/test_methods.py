@@ -104,6 +104,18 @@ def test_it_is_tabulated_on_the_pages(sixth):
     assert "share one mean square" in method_sets.sentence("ScaleNorm")
 
 
+def test_it_has_a_card_on_the_cheat_sheet_without_traps(sixth):
+    cheatsheet = pytest.importorskip("cheatsheet", reason="Sphinx is not installed")
+    card = cheatsheet.facts("ScaleNorm")
+    assert "scale norm" in card
+    assert "(N, T, C): <b>C</b>" in card
+    assert "<code>weight</code> (1)" in card
+    assert "γ (1), no β" in card
+    assert "both alike" in card
+    assert "NativeScaleNorm(</span><wbr><span>channels</span>, <span>eps=1e-05" in card
+    assert "ScaleNorm" not in cheatsheet.read_traps()
+
+
 def test_it_is_in_the_table_of_layouts(sixth):
     rows = comparison.layouts({"N": 2, "C": 4, "H": 3, "W": 3}, groups=2)
     (row,) = (row for row in rows if row[0] == "ScaleNorm")

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from normbook.methods import METHODS
+
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[1]
@@ -348,6 +350,62 @@ def test_the_picture_shows_the_chosen_set_without_a_script(visit: Any) -> None:
         seen.page.locator("label.choice.ln").click()
         seen.page.wait_for_timeout(400)
         assert cell.evaluate(color) != before
+
+
+def most_screens(pages: list[str]) -> dict[str, int]:
+    """How long each lesson and lab may be; a notebook without a lab is neither."""
+    limits = {}
+    for page in pages:
+        lab = page.replace(".html", "_lab.html")
+        if lab in pages:
+            short = page.startswith(("notebooks/01", "notebooks/04"))
+            limits |= {page: 14 if short else 18, lab: 24}
+    return limits
+
+
+def test_a_lesson_has_a_lab() -> None:
+    of_1, of_2 = "notebooks/01_one_idea", "notebooks/02_batch_norm"
+    pages = [f"{page}.html" for page in (of_1, of_2, f"{of_1}_lab")]
+    assert most_screens(pages) == {pages[0]: 14, pages[2]: 24}
+    pages.append(f"{of_2}_lab.html")
+    assert most_screens(pages)[pages[1]] == 18
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), most_screens([page for page in PAGES if page]).items()
+)
+def test_a_lesson_and_a_lab_have_so_many_screens(
+    visit: Any, path: str, most: int
+) -> None:
+    with visit(path, viewport=DESK) as seen:
+        height = seen.page.evaluate("document.documentElement.scrollHeight")
+        assert height / DESK["height"] <= most
+
+
+def test_the_front_page_is_four_screens_to_how_to_run(visit: Any) -> None:
+    with visit("book/index.html", viewport=DESK) as seen:
+        place = seen.page.locator("#how-to-run").bounding_box()
+        assert 2 < place["y"] / DESK["height"] <= 4
+
+
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_cheat_sheet_prints_on_one_sheet(
+    visit: Any, paper: str, scheme: str
+) -> None:
+    def pages(seen: Any) -> int:
+        printed = seen.page.pdf(format=paper)
+        return len(re.findall(rb"/Type\s*/Page\b(?!s)", printed))
+
+    with visit("book/cheatsheet.html", viewport=DESK, color_scheme=scheme) as seen:
+        assert seen.page.locator(".card-of-method").count() == len(METHODS)
+        assert pages(seen) == 1
+        # Nothing was cut off: what is twice as long takes a second sheet.
+        seen.page.evaluate(
+            "document.querySelectorAll('.card-of-method').forEach("
+            "card => card.append(card.cloneNode(true)))"
+        )
+        assert pages(seen) == 2
 
 
 def test_search_finds_a_word(visit: Any) -> None:

@@ -1,11 +1,12 @@
 """Glossary and conventions: files, their faults, what pages show, torch's facts.
 
-What `checks` of conventions.toml may use: torch, nn, inspect and the functions of
-`FACTS` below.
+What `checks` of conventions.toml and traps.toml may use: torch, nn, inspect and the
+functions of `FACTS` below.
 """
 
 import inspect
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -400,9 +401,21 @@ def drift(layer: nn.Module, mean: float) -> float:
     return (layer(x) - exact).abs().max().item()
 
 
+def gradient(layer: nn.Module, values: Any, dy: Any) -> torch.Tensor:
+    """The gradient at the layer's input."""
+    x = tensor(values).requires_grad_()
+    return torch.autograd.grad(layer(x), x, tensor(dy))[0]
+
+
+def ramp(*shape: int) -> torch.Tensor:
+    """The squares 0, 1, 4, ... in this shape."""
+    return torch.arange(math.prod(shape)).float().square().reshape(shape)
+
+
 FACTS = {
     "torch": torch, "nn": nn, "inspect": inspect, "tensor": tensor, "after": after,
     "close": close, "error": error, "names": names, "drift": drift,
+    "gradient": gradient, "ramp": ramp,
 }  # fmt: skip
 ROWS = words.read_conventions(words.FOLDER)[1]
 
@@ -411,6 +424,17 @@ ROWS = words.read_conventions(words.FOLDER)[1]
     ("name", "check"), [(name, c) for name, row in ROWS.items() for c in row.checks]
 )
 def test_torch_does_what_the_conventions_say(name: str, check: str) -> None:
+    torch.manual_seed(0)
+    assert bool(eval(check, FACTS)), f"{name}: {check}"
+
+
+TRAPS = words.read_file(words.FOLDER / "traps.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "check"), [(name, c) for name, row in TRAPS.items() for c in row["checks"]]
+)
+def test_torch_does_what_the_traps_say(name: str, check: str) -> None:
     torch.manual_seed(0)
     assert bool(eval(check, FACTS)), f"{name}: {check}"
 

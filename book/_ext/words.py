@@ -140,7 +140,7 @@ def _schema_faults(data: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """Read a file and hold it against the schema beside it."""
     data = _toml(path)
     schema = path.with_suffix(".schema.json").read_text(encoding="utf-8")
@@ -175,7 +175,7 @@ def read_terms(folder: Path) -> dict[str, Term]:
     path = folder / "terms.toml"
     terms: dict[str, Term] = {}
     faults = []
-    for name, table in _read(path).items():
+    for name, table in read_file(path).items():
         term = Term(name=name, **_fields(table))
         own: set[str] = set()
         names = {
@@ -214,7 +214,7 @@ def read_conventions(folder: Path) -> tuple[dict[str, str], dict[str, Convention
     a method that `normbook.methods` does not have.
     """
     path = folder / "conventions.toml"
-    data = _read(path)
+    data = read_file(path)
     versions = data.pop("versions")
     rows = {name: Convention(name=name, **_fields(t)) for name, t in data.items()}
     _stop(
