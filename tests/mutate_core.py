@@ -4,8 +4,7 @@
 
 Every operator, comparison, number and keyword, every order of arguments and results,
 every conditional, every call that could be left out, every S without its mask or its
-workers. Prints one line a change and
-fails if a change goes unnoticed that is not in EQUIVALENT.
+workers. One line a change; it fails if one goes unnoticed that is not in EQUIVALENT.
 """
 
 import ast
@@ -45,6 +44,13 @@ EQUIVALENT = {
     "max(prod([x.shape[axis] for axis in axes]), 1)": "the same two numbers",
     # Of its two, only x.shape[axis] != -1 goes unnoticed.
     "sum_to: 1 → -1": "summing an axis of one value changes nothing",
+    "count: x != x → x == x": "a nan spoils its set, whatever m is",
+    "total: S → Set.of(S)._replace(where=None)": "its first S is read for the axes",
+    # Of each function's S, only that of `only` goes unnoticed.
+    **{
+        f"{function}: S → Set.of(S)._replace(workers=None)": "`only` asks no worker"
+        for function in ("only", "total", "center", "rescale", "rescale_vjp")
+    },
 }
 
 
