@@ -46,7 +46,12 @@ SEEDS = (3, 1, 4)
         ),
         (
             lambda: batch_norm.distributions("BN", steps=11),
-            {"over_training": (2, 3, 3), "over_depth": (2, 3, 3, 3), "test": (3,)},
+            {
+                "over_training": (2, 3, 3),
+                "over_depth": (2, 3, 3, 3),
+                "validation": (3,),
+                "test": (3,),
+            },
         ),
         (
             lambda: batch_norm.weight_norm(0.01, steps=4, every=2),
@@ -83,6 +88,23 @@ def test_shifted_images_are_seen_every_way(kind, ways):
     record = batch_norm.shifted_images(kind, steps=4)["errors"]
     assert [len(way) for way in record.values()] == [ways] * 3
     assert all(shape(e) == (3,) for way in record.values() for e in way.values())
+
+
+def test_drift_is_zero_for_a_net_that_does_not_move_and_large_with_noise():
+    # At rate 0 only the noise moves what a layer reads from the same images.
+    still = batch_norm.deep_sigmoid("BN", rates=(0.0,), steps=20)["drift"]
+    noisy = batch_norm.deep_sigmoid("noisy BN", rates=(0.0,), steps=20)["drift"]
+    assert max(numbers(still)) == 0
+    assert min(numbers(noisy)) > 0.1
+
+
+def test_larger_initial_weights_let_a_deep_sigmoid_net_move():
+    small, large = (
+        batch_norm.deep_sigmoid("none", gain=gain, rates=(0.1,), steps=60)["loss"]
+        for gain in (1.0, 16.0)
+    )
+    assert min(small[-1]) > 2.25
+    assert max(large[-1]) < 2.2
 
 
 def test_the_best_rate_is_chosen_on_validation_images():
@@ -132,6 +154,7 @@ def test_the_stored_record_holds_every_long_run():
     assert list(record["results"]) == list(batch_norm.long_runs())
     assert list(record["seconds"]) == list(record["results"])
     assert record["threads"] == 1
+    assert all(made["threads"] == 1 for made in record["again"].values())
     assert all(math.isfinite(number) for number in numbers(record["results"]))
 
 

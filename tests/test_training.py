@@ -9,6 +9,7 @@ from torch import nn
 
 from normbook import data
 from normbook import nn as nb
+from normbook.functional import InputError
 from normbook.training import norms, records, stacked
 
 pytestmark = pytest.mark.slow
@@ -268,6 +269,14 @@ def test_runs_are_recorded_by_name(tmp_path, monkeypatch, capsys):
     assert record["results"] == {"one": {"test": [1.0]}, "two": {"test": [2.0]}}
     assert set(record["seconds"]) == set(runs)
     assert "2/2 two" in capsys.readouterr().err
+    again = dict(runs, two=lambda: {"test": [3.0]}, one=lambda: {"test": [9.0]})
+    records.run_and_record("both", again, "python -m both", only=["two"])
+    partly = records.read_record("both")
+    assert partly["results"] == {"one": {"test": [1.0]}, "two": {"test": [3.0]}}
+    assert partly["again"]["two"]["torch"] == torch.__version__
+    assert list(partly["again"]) == ["two"]
+    with pytest.raises(InputError, match="no experiment is called three"):
+        records.run_and_record("both", runs, "python -m both", only=["three"])
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():

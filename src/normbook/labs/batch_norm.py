@@ -5,7 +5,7 @@ that they belong to. Errors are shares of the test images in %, losses are in na
 Rates are chosen on the validation images. First comes which nets train, then what
 happens on the way, then what comes of statistics that a batch shares. `python -m
 normbook.labs.batch_norm` makes the long runs and keeps them in
-`records/batch_norm.json`.
+`records/batch_norm.json`; with names of runs behind it, only those.
 
 The nets of the last part are small convolutional ones on MNIST at 14×14 (three layers,
 16-32-64, each halving the map), trained with SGD, rate 0.05 falling along half a cosine
@@ -14,8 +14,10 @@ says otherwise.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -167,6 +169,7 @@ def deep_sigmoid(
     depth: int = 6,
     width: int = 100,
     activation: type[nn.Module] = nn.Sigmoid,
+    gain: float = 1.0,
     batch: int = 64,
     rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     seeds: Seeds = SEEDS,
@@ -176,11 +179,12 @@ def deep_sigmoid(
     """Six layers of 100 sigmoid units on the digits: losses, errors, moving inputs.
 
     After Santurkar et al. 2018, who add noise after batch norm so that the
-    distributions move more, and see training stay good. `loss` and `drift` are curves,
-    one row for `every` steps and one column a seed, at the rate that the validation
-    error prefers. Drift is that of the inputs of the last hidden layer but one: how far
-    the mean of a unit moves from one batch to the next, in its standard deviations,
-    averaged over units.
+    distributions move more, and see training stay good. `gain` as in `dense`: 16 makes
+    the initial weights 4 times as large. `loss` and `drift` are curves, one row for
+    `every` steps and one column a seed, at the rate that the validation error prefers.
+    Drift is that of the inputs of the last hidden layer but one over the same 200
+    validation images, in training mode: how far the mean of a unit moves in `every`
+    steps, in its standard deviations over these images, averaged over units.
     `test` uses running statistics, `test_batch` those of test batches of 500.
     """
     digits = data.digits()
@@ -192,25 +196,39 @@ def deep_sigmoid(
         depth=depth,
         width=width,
         activation=activation,
-        gain=1.0,
+        gain=gain,
     )
-    moments: list[tuple[Tensor, Tensor]] = []
+    probe = side_by_side(digits.validation.x[:200], len(copies))
+    places = [at for at, layer in enumerate(net) if isinstance(layer, Linear)]
+    below = net[: places[max(depth - 2, 0)]]
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0].detach().unflatten(1, (len(copies), -1))
-        moments.append((x.mean(0), x.std(0)))
+    @torch.no_grad()
+    def look() -> tuple[Tensor, Tensor]:
+        """Mean and deviation of every unit that the watched layer reads: (S, units)."""
+        with batch_statistics(net):
+            x = below(probe).flatten(1).unflatten(1, (len(copies), -1))
+        return x.mean(0), x.std(0)
 
-    watched = [layer for layer in net if isinstance(layer, Linear)][max(depth - 2, 0)]
-    hook = watched.register_forward_pre_hook(keep)
+    moments = [look()]
+
+    def watch(step: int) -> None:
+        if (step + 1) % every == 0:
+            moments.append(look())
+            net.train()
+
     history = train(
-        net, shuffled(digits.train, copies, batch), steps=steps, rates=per_copy
+        net,
+        shuffled(digits.train, copies, batch),
+        steps=steps,
+        rates=per_copy,
+        watch=watch,
     )
-    hook.remove()
-    moves = [
-        ((mean - before).abs() / std.clamp(min=1e-6)).mean(1)
-        for (before, _), (mean, std) in pairwise(moments)
-    ]
-    drift = torch.stack([moves[0], *moves])
+    drift = torch.stack(
+        [
+            ((after - before).abs() / std.clamp(min=1e-6)).mean(1)
+            for (before, std), (after, _) in pairwise(moments)
+        ]
+    )
 
     validation = _grid(errors(net, digits.validation, len(copies)), seeds)
     test = _grid(errors(net, digits.test, len(copies)), seeds)
@@ -220,10 +238,12 @@ def deep_sigmoid(
     columns = slice(best * len(seeds), (best + 1) * len(seeds))
     return {
         "kind": kind,
+        "gain": gain,
         "steps": list(range(0, steps, every)),
         "rate": rates[best],
         "loss": thinned(history[:, columns], every),
-        "drift": thinned(drift[:, columns], every),
+        "drift": drift[:, columns].tolist(),
+        "validation": validation[best],
         "test": test[best],
         "test_batch": test_batch[best],
     }
@@ -399,8 +419,9 @@ def distributions(
 ) -> Record:
     """How the input of one activation moves over training, and how it differs by depth.
 
-    On MNIST at 14×14, with first weights of variance 1/inputs; three layers of 100
-    sigmoid units are the setting of Ioffe & Szegedy 2015, section 4.1. Percentiles 15,
+    On MNIST at 14×14, with initial weights of variance 1/inputs; three layers of 100
+    sigmoid units and batches of 60 are those of Ioffe & Szegedy 2015, section 4.1, who
+    train for 50,000 steps on binary images of 28×28. Percentiles 15,
     50 and 85 of pre-activations over 500 validation images. `over_training` follows the
     first unit of the last hidden layer: points × 3 × seeds. `over_depth` shows every
     layer's units, pooled, at the first and the last step: 2 × layers × 3 × seeds.
@@ -460,6 +481,7 @@ def distributions(
         "percentiles": [15, 50, 85],
         "over_training": over_training,
         "over_depth": [first, final],
+        "validation": errors(net, mnist.validation, copies).tolist(),
         "test": errors(net, mnist.test, copies).tolist(),
     }
 
@@ -548,7 +570,7 @@ def batch_mates(
     """The same test image among random others: does its prediction stay?
 
     Each of `images` images is seen in `draws` random batches, with the batch's
-     `flips` is the share of predictions, in %, that differ from that image's
+    statistics. `flips` is the share of predictions, in %, that differ from that image's
     own majority, and `spread` the standard deviation of its logits, each as sizes ×
     seeds. `settings` are those of `trained_on_mnist`: batch, widths, activation.
     """
@@ -773,8 +795,12 @@ def running_statistics(
 
 
 def long_runs() -> dict[str, Callable[[], Record]]:
-    """Every recorded run by name, with five seeds; called, it gives its record."""
-    seeds = (0, 1, 2, 3, 4)
+    """Every recorded run by name; called, it gives its record.
+
+    With five seeds, but for depth (three, for its time) and what is quick: ten for the
+    landscape, twenty for small batches and running statistics.
+    """
+    seeds, twenty = (0, 1, 2, 3, 4), range(20)
 
     def by_kind(
         run: Callable[..., Record], *kinds: str, **settings: Any
@@ -790,10 +816,34 @@ def long_runs() -> dict[str, Callable[[], Record]]:
         }
 
     def by_sub_batch() -> Record:
-        run = small_batches
-        sizes = (2, 3, 4, 8, 32)
-        bn = {f"BN {size}": run("BN", size, seeds=seeds) for size in sizes}
-        return {**bn, "LN": run("LN", 96, seeds=seeds)}
+        run, sizes = small_batches, (2, 3, 4, 8, 16, 32)
+        bn = {f"BN {size}": run("BN", size, seeds=twenty) for size in sizes}
+        return {**bn, "LN": run("LN", 96, seeds=twenty)}
+
+    def sigmoids() -> Record:
+        record = by_kind(deep_sigmoid, "none", "BN", "noisy BN")()
+        return record | {"none, 4×": deep_sigmoid("none", gain=16.0, seeds=seeds)}
+
+    def landscapes() -> Record:
+        return {
+            f"{kind}, rate {rate}": landscape(kind, rate=rate, seeds=range(10))
+            for rate in (0.003, 0.01, 0.03)
+            for kind in ("none", "BN")
+        }
+
+    def distributions_by_rate() -> Record:
+        return {
+            f"{kind}, rate {rate}": distributions(
+                kind, rate=rate, steps=1000, seeds=seeds
+            )
+            for rate in (0.03, 0.1, 0.3, 1.0)
+            for kind in ("none", "BN")
+        }
+
+    def depths() -> Record:
+        # No 8-layer net trains at the three largest of RATES.
+        by_depth = partial(depths_that_train, rates=RATES[:6], seeds=SEEDS)
+        return {kind: by_depth(kind) for kind in ("none", "LN", "BN")}
 
     def growth() -> Record:
         run = gradient_growth
@@ -808,24 +858,24 @@ def long_runs() -> dict[str, Callable[[], Record]]:
         }
 
     return {
-        "deep_sigmoid": by_kind(deep_sigmoid, "none", "BN", "noisy BN"),
+        "deep_sigmoid": sigmoids,
         "rates_that_train": by_kind(rates_that_train, "none", "LN", "BN"),
         "scales_that_train": by_kind(scales_that_train, "none", "LN", "BN"),
-        "depths_that_train": by_kind(depths_that_train, "none", "LN", "BN"),
+        "depths_that_train": depths,
         "gradient_growth": growth,
-        "landscape": by_kind(landscape, "none", "BN"),
-        "distributions": by_kind(distributions, "none", "BN", steps=1000),
+        "landscape": landscapes,
+        "distributions": distributions_by_rate,
         "weight_norm": norms_of_weights,
         "batch_mates": by_kind(batch_mates, "BN", "GN"),
         "mates_class": by_kind(mates_class, "BN", "GN"),
         "one_class_workers": one_class,
         "small_batches": by_sub_batch,
         "shifted_images": by_kind(shifted_images, "BN", "GN"),
-        "running_statistics": lambda: running_statistics(seeds=seeds),
+        "running_statistics": lambda: running_statistics(seeds=twenty),
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command = "python -m normbook.labs.batch_norm"
-    run_and_record("batch_norm", long_runs(), command)
+    run_and_record("batch_norm", long_runs(), command, only=sys.argv[1:])

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from normbook.functional import InputError
 
 # At the root of the checkout; where pip has installed the package, inside it.
 _CHECKOUT, _PACKAGE = (Path(__file__).parents[up] / "records" for up in (3, 1))
@@ -24,8 +26,13 @@ def write_record(
     name: str, results: Any, *, command: str, seconds: float | dict[str, float]
 ) -> Path:
     """Keep `results` as `records/name.json`, with what is needed to repeat them."""
-    record = {
-        "command": command,
+    record = {"command": command, **_made_here()}
+    return _keep(name, record | {"seconds": seconds, "results": results})
+
+
+def _made_here() -> dict[str, Any]:
+    """What a result depends on beside its code: the day, the processor, versions."""
+    return {
         "date": date.today().isoformat(),
         "device": processor(),
         "threads": torch.get_num_threads(),
@@ -33,9 +40,10 @@ def write_record(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "seconds": seconds,
-        "results": results,
     }
+
+
+def _keep(name: str, record: dict[str, Any]) -> Path:
     text = json.dumps(_rounded(record), indent=1, allow_nan=False)
     path = RECORDS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -70,16 +78,36 @@ def read_pictures(name: str, size: int) -> Tensor:
     return tiled.permute(0, 2, 4, 1, 3)
 
 
-def run_and_record(name: str, runs: dict[str, Callable[[], Any]], command: str) -> Path:
-    """Run every experiment in turn, say how long each took, and keep their results."""
-    results, seconds = {}, {}
-    for number, (title, run) in enumerate(runs.items(), start=1):
-        print(f"{number}/{len(runs)} {title}", file=sys.stderr)
+def run_and_record(
+    name: str,
+    runs: dict[str, Callable[[], Any]],
+    command: str,
+    only: Sequence[str] = (),
+) -> Path:
+    """Run every experiment in turn, say how long each took, and keep their results.
+
+    `only` names those to run. The others stay as recorded, and `again` says of each of
+    these where and when it ran. Raises InputError for a name that is not in `runs`.
+    """
+    if not only:
+        record: dict[str, Any] = {"command": command, **_made_here()}
+        record |= {"seconds": {}, "results": {}}
+    elif unknown := set(only) - set(runs):
+        raise InputError(
+            f"no experiment is called {', '.join(sorted(unknown))}. "
+            f"Choose from {', '.join(runs)}."
+        )
+    else:
+        record = {"again": {}, **read_record(name)}
+        record["again"] |= {title: _made_here() for title in only}
+    chosen = only or list(runs)
+    for number, title in enumerate(chosen, start=1):
+        print(f"{number}/{len(chosen)} {title}", file=sys.stderr)
         began = time.perf_counter()
-        results[title] = run()
-        seconds[title] = time.perf_counter() - began
-        print(f"    {seconds[title]:.1f} s", file=sys.stderr)
-    return write_record(name, results, command=command, seconds=seconds)
+        record["results"][title] = runs[title]()
+        record["seconds"][title] = time.perf_counter() - began
+        print(f"    {record['seconds'][title]:.1f} s", file=sys.stderr)
+    return _keep(name, record)
 
 
 def processor() -> str:
