@@ -378,9 +378,10 @@ def has_4_to_6_figures(notebook: NotebookNode) -> list[str]:
 
 
 @rule(lesson)
-def shows_150_to_220_lines_of_code(notebook: NotebookNode) -> list[str]:
+def shows_70_to_220_lines_of_code(notebook: NotebookNode) -> list[str]:
+    # Chapters 1 and 4 have 14 screens, which hold half the code of the others.
     shown = measure(notebook.cells).lines
-    return outside(shown, 150, 220, "lines of code that are not folded")
+    return outside(shown, 70, 220, "lines of code that are not folded")
 
 
 @rule(lesson)

@@ -28,6 +28,7 @@ RULE = (
 )
 UNSEEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}  # tags of a cell
 EXERCISE = re.compile(r"^\*\*\d+\.", re.MULTILINE)  # how an exercise's text begins
+CHECKED = re.compile(r'\bcheck\("([\w-]+)"')  # an exercise that is graded, by name
 PATHS = {"exam": "For an exam", "engineer": "For an engineer"}
 
 
@@ -70,6 +71,7 @@ def measure(cells: list[Any]) -> Length:
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     outputs = [output for cell in code for output in cell["outputs"]]
     printed = [_text(output.get("text", "")).splitlines() for output in outputs]
+    checked = set(CHECKED.findall("\n".join(_text(cell["source"]) for cell in code)))
     return Length(
         sum(map(words, texts)),
         sum(
@@ -82,7 +84,7 @@ def measure(cells: list[Any]) -> Length:
             any(kind.startswith("image/") for kind in output.get("data", ()))
             for output in outputs
         ),
-        sum(len(EXERCISE.findall(text)) for text in texts),
+        max(sum(len(EXERCISE.findall(text)) for text in texts), len(checked)),
     )
 
 
