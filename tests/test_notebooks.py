@@ -362,13 +362,13 @@ def makes_at_most_14_claims(notebook: NotebookNode) -> list[str]:
 
 @rule(lesson)
 def is_claims_for_a_fifth_at_most(notebook: NotebookNode) -> list[str]:
-    percent = round(100 * share_of_claims(notebook), 1)
+    percent = round(100 * share_of_claims(notebook))
     return more_than(percent, 20, "% of the lines of code are claims")
 
 
 @rule(lab)
 def is_claims_for_a_third_at_most(notebook: NotebookNode) -> list[str]:
-    percent = round(100 * share_of_claims(notebook), 1)
+    percent = round(100 * share_of_claims(notebook))
     return more_than(percent, 35, "% of the lines of code are claims")
 
 
