@@ -362,7 +362,7 @@ def makes_at_most_14_claims(notebook: NotebookNode) -> list[str]:
 
 @rule(lesson)
 def is_claims_for_a_fifth_at_most(notebook: NotebookNode) -> list[str]:
-    percent = round(100 * share_of_claims(notebook))
+    percent = round(100 * share_of_claims(notebook), 1)
     return more_than(percent, 20, "% of the lines of code are claims")
 
 
