@@ -222,18 +222,21 @@ def test_a_set_may_be_spread_over_workers(library, rng, masked, ends):
     S = Set((0, 2), library.array(where))
     x_hat, rstd = core.standardize(library.array(x), S, EPS)
     dx = core.standardize_vjp(library.array(dy), x_hat, rstd, S)
+    d_rstd = library.array(rng.normal(size=rstd.shape))
+    from_rstd = core.rstd_vjp(d_rstd, x_hat, rstd, S)
     group = Workers(len(ends) + 1)
 
     def work(x, dy, where):
         S = Set((0, 2), library.array(where), group.add_up)
         x_hat, rstd = core.standardize(library.array(x), S, EPS)
-        return x_hat, core.standardize_vjp(library.array(dy), x_hat, rstd, S)
+        dx = core.standardize_vjp(library.array(dy), x_hat, rstd, S)
+        return x_hat, dx, core.rstd_vjp(d_rstd, x_hat, rstd, S)
 
     masks = [None] * (len(ends) + 1) if where is None else np.split(where, ends)
     parts = group.run(
         work, *zip(np.split(x, ends), np.split(dy, ends), masks, strict=True)
     )
-    for place, want in enumerate((x_hat, dx)):
+    for place, want in enumerate((x_hat, dx, from_rstd)):
         joined = np.concatenate([np.array(part[place].tolist()) for part in parts])
         assert error(joined, want) <= TOLERANCE[library.dtype]
 
