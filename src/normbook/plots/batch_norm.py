@@ -76,7 +76,8 @@ def channel_histograms(ax: Axes, values: Any, title: str, tint: str) -> Axes:
     """Draw an outlined histogram for each channel of values, (N, C, H, W)."""
     rows = np.moveaxis(np.asarray(values), 1, 0)
     rows = rows.reshape(len(rows), -1)
-    bins = np.linspace(*np.quantile(rows, [0.002, 0.998]), 40)
+    low, high = np.quantile(rows, [0.002, 0.998])
+    bins = np.linspace(low, high, 40)
     for row in rows:
         share = np.histogram(row, bins)[0] / row.size
         ax.stairs(share, bins, color=tint, fill=True, alpha=0.15)
