@@ -195,6 +195,24 @@ class TwoSlips(EXERCISES["batch-norm-class"].mistakes["the root is missing"]):
         return var
 
 
+class UnbiasedOnce(nn.BatchNorm1d):
+    """As many write it: one variance, the unbiased, to divide by and to store."""
+
+    def __init__(self, channels, eps=1e-5, momentum=0.1):
+        super().__init__(channels, eps, momentum)
+
+    def forward(self, x):
+        axes, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean(axes), x.var(axes)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+        x_hat = (x - mean.view(shape)) / (var.view(shape) + self.eps).sqrt()
+        return self.weight.view(shape) * x_hat + self.bias.view(shape)
+
+
 @pytest.mark.parametrize(
     ("attempt", "says"),
     [
@@ -223,6 +241,7 @@ class TwoSlips(EXERCISES["batch-norm-class"].mistakes["the root is missing"]):
         (StartsAtZero, "running_var of a new layer is 0.0000 at (0,)"),
         (Endless, "it raised RecursionError"),
         (TwoSlips, "the root is missing"),
+        (UnbiasedOnce, "you normalize by the unbiased variance"),
     ],
 )
 def test_what_is_no_such_layer_is_told_so(attempt, says, verdict):

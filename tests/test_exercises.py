@@ -19,8 +19,10 @@ from normbook.exercises.layers import EXERCISES as LAYERS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Exercises that no notebook shows yet: the lessons of chapters 2 to 5 will.
+# Of no notebook yet: layers whose lessons are to come, and two for exam practice.
 WAITING = {
-    "batch-norm-class",
+    "batch-norm",
+    "fold",
     "layer-norm-class",
     "rms-norm-class",
     "instance-norm-class",
@@ -106,29 +108,32 @@ def test_an_unknown_exercise_is_refused():
 
 
 @cache
-def exercise_cells():
-    return {
-        cell["id"]: "".join(
-            "".join(output.get("text", "")) for output in cell["outputs"]
-        )
+def lines_of(kind):
+    """What the cells of every notebook print whose id begins so."""
+    return [
+        line
         for path in sorted(NOTEBOOKS.glob("*.ipynb"))
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-        and cell["id"].startswith(("exercise-", "solution-"))
-    }
+        if cell["cell_type"] == "code" and cell["id"].startswith(kind)
+        for output in cell["outputs"]
+        for line in "".join(output.get("text", "")).splitlines()
+    ]
+
+
+def begins(start, lines):
+    return any(line.startswith(start) for line in lines)
 
 
 @pytest.mark.parametrize("name", sorted((EXERCISES | LAYERS).keys() - WAITING))
 def test_the_notebook_shows_a_starter_that_fails_and_a_solution_that_passes(name):
-    cells = exercise_cells()
-    assert cells[f"exercise-{name}"].startswith(f"{name} ✗ nothing here yet")
-    assert cells[f"solution-{name}"].startswith(f"{name} ✓ right")
+    assert begins(f"{name} ✗ nothing here yet", lines_of("exercise-"))
+    assert begins(f"{name} ✓ right", lines_of("solution-"))
 
 
 @pytest.mark.parametrize("name", sorted(WAITING))
 def test_what_stands_in_a_notebook_waits_no_longer(name):
     assert name in EXERCISES | LAYERS
-    assert f"exercise-{name}" not in exercise_cells()
+    assert not begins(f"{name} ", lines_of("exercise-"))
 
 
 def test_only_layers_need_torch():

@@ -404,6 +404,12 @@ def _moving_in_evaluation(self: Any, view: Tensor) -> Tensor:
     return x_hat
 
 
+def _unbiased_moments(self: Any, view: Tensor) -> tuple[Tensor, Tensor]:
+    mean, var = BatchNorm.moments(self, view)
+    m = view.numel() // var.numel()
+    return mean, var * m / (m - 1)
+
+
 def _track_the_graph(self: Any, mean: Tensor, var: Tensor, m: int) -> None:
     new = (mean.flatten(), self.unbiased(var.flatten(), m))
     names = ("running_mean", "running_var")
@@ -412,6 +418,11 @@ def _track_the_graph(self: Any, mean: Tensor, var: Tensor, m: int) -> None:
 
 
 BATCH_MISTAKES = _centered_slips(BatchNorm) | {
+    "you normalize by the unbiased variance: store that one, divide by the biased": (
+        _gone_wrong(
+            BatchNorm, moments=_unbiased_moments, unbiased=lambda self, var, m: var
+        )
+    ),
     "running_var holds the unbiased variance: store σ²·m/(m − 1)": _gone_wrong(
         BatchNorm, unbiased=lambda self, var, m: var
     ),
