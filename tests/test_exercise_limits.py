@@ -33,6 +33,11 @@ def nothing_left_behind():
 
     before = state()
     yield
+    until = (
+        time.monotonic() + 5
+    )  # a stopped thread ends when it next gets the processor
+    while state() != before and time.monotonic() < until:
+        time.sleep(0.02)
     assert state() == before
 
 

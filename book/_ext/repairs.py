@@ -42,6 +42,12 @@ HTML = [
     (r'role="doc-biblioentry"', 'role="listitem"'),
     # An empty corner heads nothing.
     (r'<th class="[^"]*">(?:<p></p>)?</th>', "<td></td>"),
+    # The fold of a chapter's lab in the sidebar: an icon without a name.
+    (
+        r'(<a class="[^"]*reference internal[^"]*" href="[^"]*">)([^<]+)'
+        r"(</a><details[^>]*><summary)>",
+        r'\1\2\3 aria-label="Sections of \2">',
+    ),
     # What stands outside every landmark is skipped by screen readers.
     (
         r'<div class="sidebar-primary-items__start sidebar-primary__section">',
