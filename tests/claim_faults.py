@@ -5,12 +5,13 @@ table, as a default argument or by whatever import, calls the fault. Where a fun
 has moved, its fault is told so in the table at the end.
 """
 
+import ast
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MappingProxyType
 from typing import Any, NamedTuple
 
 Function = Callable[..., Any]
@@ -87,11 +88,13 @@ class Fault(NamedTuple):
 
     instead: where the kernels of `normbook.fast` would answer, the function of theirs
         that is called instead; the fault then runs with the kernels off.
+    on_page: statements of the notebook that stand in place of its own, by number.
     """
 
     name: str
     makers: dict[str, Maker]
     instead: str = ""
+    on_page: Mapping[int, ast.stmt] = MappingProxyType({})
 
 
 def constant(value: Any) -> Maker:

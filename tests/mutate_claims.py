@@ -13,6 +13,10 @@ needs a kernel is said to be broken by another of them. A fault runs only where 
 reach a claim that nothing has broken yet, and slow statements that no such claim needs
 are left out.
 
+What a page defines in its own cells no fault of the package reaches. There one place of
+a statement is changed at a time, as mutate_core.py does in core.py, for the claims that
+nothing else breaks.
+
 A claim on a record is broken by an exchange: what stands under one key of a record
 moves to another key of the same kind, or the rows of a table move one place on. Only
 what depends on the record is then run again.
@@ -29,6 +33,7 @@ import argparse
 import ast
 import base64
 import builtins
+import copy
 import dis
 import hashlib
 import importlib
@@ -41,7 +46,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial, update_wrapper
 from pathlib import Path
@@ -61,6 +66,7 @@ from claim_faults import (
     function,
     plant,
 )
+from mutate_core import variants
 
 ROOT = Path(__file__).parents[1]
 BROKEN = Path(__file__).with_name("claims_broken.json")
@@ -71,8 +77,15 @@ SLOW = 0.05  # seconds of a statement that is left out where nothing needs it
 TRAINS = 1.0  # seconds of one that an exchange of a record does not repeat
 MOST = 3  # faults that are named for one claim
 EXCHANGED = "record: "  # how the name of an exchange begins
+ON_PAGE = "page: "  # how the name of a change in a cell begins
+TRIES, FEW = 24, 6  # changes of one definition of a page, of another statement
+IN_VAIN = 40  # changes of a page in succession that break no further claim
+DRAWING = {"plt", "plots", "draw", "ax", "axes", "figure"}  # no claim is about these
 # Claims that fail where calls are counted: a counter is another step of a graph.
 UNWATCHED = "torch.compile sees our layer norm as one graph"
+
+DEFINITION = ast.FunctionDef | ast.ClassDef
+DEFINE = ast.Import | ast.ImportFrom | ast.FunctionDef
 
 # -------------------------------------------------------------------- running
 
@@ -153,6 +166,26 @@ def _global_names(code: CodeType) -> set[str]:
     return names
 
 
+def faults_on_page(every: Sequence[Statement]) -> Iterator[Fault]:
+    """One change at a time in what a notebook's cells define, then in the rest."""
+    numbered = list(enumerate(every))
+    numbered.sort(key=lambda pair: not isinstance(pair[1].node, DEFINITION))
+    for number, statement in numbered:
+        imports = isinstance(statement.node, ast.Import | ast.ImportFrom)
+        draws = (statement.needs | statement.gives) & DRAWING
+        if imports or draws or not statement.gives or any(statement.claims()):
+            continue
+        node = copy.deepcopy(statement.node)
+        where = getattr(node, "name", ", ".join(sorted(statement.gives)))
+        found = {}
+        for title in variants(node):
+            name = f"{ON_PAGE}{where}: {title}"
+            if name not in found and "\n" not in title:
+                found[name] = Fault(name, {}, on_page={number: copy.deepcopy(node)})
+        most = TRIES if isinstance(node, DEFINITION) else FEW
+        yield from list(found.values())[:: len(found) // most + 1]
+
+
 def unseen(number: int, space: dict[str, Any]) -> Function:
     return lambda: None
 
@@ -160,8 +193,13 @@ def unseen(number: int, space: dict[str, Any]) -> Function:
 class Run:
     """A notebook run once: which claims held, and what stopped."""
 
-    def __init__(self, notebook: Path) -> None:
+    def __init__(
+        self, notebook: Path, instead: Mapping[int, ast.stmt] | None = None
+    ) -> None:
         self.statements = statements(notebook)
+        for number, node in (instead or {}).items():
+            node = ast.fix_missing_locations(node)
+            self.statements[number] = self.statements[number]._replace(node=node)
         self.holds: dict[str, bool] = {}
         self.stopped: dict[int, str] = {}
         self.undone = [
@@ -233,8 +271,6 @@ def _raised_in(statement: Statement, error: Exception) -> str | None:
 
 
 # -------------------------------------------------------------------- records
-
-DEFINE = ast.Import | ast.ImportFrom | ast.FunctionDef
 
 
 def broken_by_exchanges(run: Run, usual_run: "Usual") -> dict[str, list[str]]:
@@ -419,7 +455,7 @@ class Job(NamedTuple):
             _see_through_caches(called)
         for target, make in plants.items():
             plant(target, make)
-        run = Run(self.notebook)
+        run = Run(self.notebook, self.fault.on_page)
         rows, exchanges = [], {}
         usual = Usual(run, called)
         run.all(self.left_out, usual if self.fault is AS_IT_IS else self._skipping)
@@ -526,12 +562,14 @@ class Names(NamedTuple):
 class Results:
     """What the runs of one notebook say so far."""
 
-    def __init__(self, notebook: Path, faults: Sequence[Fault]) -> None:
+    def __init__(self, notebook: Path, one: str | None) -> None:
         self.notebook = notebook
         self.statements = statements(notebook)
-        self.left = list(faults)
+        every = [*FAULTS, *faults_on_page(self.statements)]
+        self.left = [fault for fault in every if one in (None, fault.name)]
         self.usual: Outcome | None = None
         self.begun = False
+        self.in_vain = 0
         self.breaks: dict[str, list[str]] = {}
         self.stops: dict[str, dict[str, str]] = {}
         fixed = {"rng", *vars(builtins)}
@@ -548,11 +586,13 @@ class Results:
             for claim in outcome.holds:
                 self.breaks[claim] = outcome.exchanges.get(claim, [])[:MOST]
             return
+        self.in_vain += bool(fault.on_page)
         for claim, held in outcome.holds.items():
             names = self.breaks[claim]
             if not self.usual.holds.get(claim) or held or len(names) == MOST:
                 continue
             if not fault.instead or KERNELS_OFF not in names:
+                self.in_vain *= bool(names)
                 names.append(fault.name)
 
     def next(self) -> Job | None:
@@ -560,7 +600,7 @@ class Results:
         if self.usual is None and not self.begun:
             self.begun = True
             return Job(self.notebook, AS_IT_IS, {})
-        while self.usual and self.left:
+        while self.usual and self.left and self.in_vain < IN_VAIN:
             fault = self.left.pop(0)
             if (left_out := self.not_needed(fault)) is not None:
                 return Job(self.notebook, fault, left_out)
@@ -574,9 +614,15 @@ class Results:
         """
         rows = self.usual.statements if self.usual else []
         reached: set[str] = set()
+        altered: set[str] = set()  # functions of the page that call the altered one
         wanted = []
-        for row, names in zip(rows, self.names, strict=True):
-            differs = names.touches & reached or targets(fault) & set(row["called"])
+        for number, (row, names) in enumerate(zip(rows, self.names, strict=True)):
+            statement = self.statements[number]
+            calls = number in fault.on_page or statement.needs & altered
+            if calls and isinstance(statement.node, DEFINITION):
+                altered |= statement.gives
+            planted = calls or targets(fault) & set(row["called"])
+            differs = planted or names.touches & reached
             reached = reached | names.touches if differs else reached - names.new
             open_ = any(not self.breaks[claim] for claim in row["claims"])
             wanted.append(bool(differs) and open_)
@@ -592,16 +638,14 @@ class Results:
         return left_out
 
 
-def run_all(
-    notebooks: Sequence[Path], faults: Sequence[Fault], jobs: int, fresh: bool
-) -> list[Results]:
-    """Run the notebooks under the faults, a few at a time; `fresh` repeats all."""
-    every = [Results(notebook, faults) for notebook in notebooks]
+def run_all(notebooks: Sequence[Path], one: str | None, jobs: int) -> list[Results]:
+    """Run the notebooks under all faults, a few at a time, or again under one."""
+    every = [Results(notebook, one) for notebook in notebooks]
     running: dict[int, tuple[Results, Job]] = {}
     while True:
         for results in every:
             while len(running) < jobs and (job := results.next()):
-                if job.file.exists() and not (fresh and job.fault.makers):
+                if job.file.exists() and (job.fault is AS_IT_IS or not one):
                     results.take(job.fault, Outcome(**json.loads(job.file.read_text())))
                 else:
                     running[job.start()] = results, job
@@ -612,7 +656,7 @@ def run_all(
         name = f"{results.notebook.stem}: {job.fault.name}"
         if status:
             print(f"{name}: no result, status {status}", file=sys.stderr)
-            if not job.fault.makers:
+            if job.fault is AS_IT_IS:
                 raise SystemExit(1)
             continue
         outcome = Outcome(**json.loads(job.file.read_text()))
@@ -634,16 +678,16 @@ def main() -> None:
     parser.add_argument("--fault", help="this fault only, by its name")
     parser.add_argument("--verbose", action="store_true", help="all claims, all stops")
     options = parser.parse_args()
-    faults = [fault for fault in FAULTS if options.fault in (None, fault.name)]
-    if not faults:
-        names = "\n  ".join(fault.name for fault in FAULTS)
-        parser.error(f"no fault is named {options.fault!r}. There are\n  {names}")
+    known = {fault.name for fault in FAULTS}
+    one = options.fault
+    if one and one not in known and not one.startswith(ON_PAGE):
+        parser.error(f"no fault is named {one!r}. There are\n  " + "\n  ".join(known))
     prepare()
     notebooks = [path.resolve() for path in options.notebooks]
     recorded = json.loads(BROKEN.read_text()) if BROKEN.exists() else {}
     reasons = json.loads(UNBROKEN.read_text()) if UNBROKEN.exists() else {}
     unknown = 0
-    for results in run_all(notebooks, faults, options.jobs, bool(options.fault)):
+    for results in run_all(notebooks, one, options.jobs):
         name = results.notebook.stem
         recorded[name] = {s: broken for s, broken in results.breaks.items() if broken}
         unbroken = [s for s, broken in results.breaks.items() if not broken]

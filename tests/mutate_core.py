@@ -31,9 +31,16 @@ OPERATORS = {
     ast.Pow: ast.Mult,
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
     ast.And: ast.Or,
+    ast.Or: ast.And,
 }
 # A change that so many tests notice is counted no further.
 MOST = 25
@@ -103,6 +110,27 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return changed
 
 
+def variants(statement: ast.AST) -> Iterator[str]:
+    """Change the statement in one place at a time; say before → after each time.
+
+    It is as it was again once the next variant is asked for.
+    """
+    for parent in ast.walk(statement):
+        for field, value in ast.iter_fields(parent):
+            if field in ("annotation", "ctx"):
+                continue
+            children = value if isinstance(value, list) else [value]
+            for place, child in enumerate(children):
+                loaded = getattr(child, "ctx", None)
+                if not isinstance(child, ast.expr) or isinstance(loaded, ast.Store):
+                    continue
+                for changed in changes(child):
+                    title = f"{ast.unparse(child)} → {ast.unparse(changed)}"
+                    _put(parent, field, value, place, changed)
+                    yield title
+                    _put(parent, field, value, place, child)
+
+
 def mutants(source: str) -> Iterator[tuple[str, str]]:
     """(what was changed, the whole changed source) for every change."""
     tree = ast.parse(source)
@@ -110,25 +138,9 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
         if not isinstance(function, ast.FunctionDef):
             continue
         for statement in function.body:
-            for parent in ast.walk(statement):
-                for field, value in ast.iter_fields(parent):
-                    if field in ("annotation", "ctx"):
-                        continue
-                    children = value if isinstance(value, list) else [value]
-                    for place, child in enumerate(children):
-                        loaded = getattr(child, "ctx", None)
-                        if not isinstance(child, ast.expr) or isinstance(
-                            loaded, ast.Store
-                        ):
-                            continue
-                        for changed in changes(child):
-                            before = ast.unparse(child)
-                            _put(parent, field, value, place, changed)
-                            after = ast.unparse(changed)
-                            title = f"{function.name}: {before} → {after}"
-                            text = ast.unparse(ast.fix_missing_locations(tree))
-                            _put(parent, field, value, place, child)
-                            yield title, text
+            for title in variants(statement):
+                text = ast.unparse(ast.fix_missing_locations(tree))
+                yield f"{function.name}: {title}", text
 
 
 def _put(parent: ast.AST, field: str, value: object, place: int, node: object) -> None:

@@ -12,7 +12,8 @@ import nbformat
 import numpy as np
 import pytest
 from claim_faults import FAULTS, exchanges, function, plant
-from mutate_claims import BROKEN, EXCHANGED, UNBROKEN, Run
+from mutate_claims import BROKEN, EXCHANGED, ON_PAGE, UNBROKEN, Run, faults_on_page
+from mutate_claims import statements as statements_of
 from test_notebooks import NOTEBOOKS, statements
 
 from normbook import core
@@ -44,7 +45,7 @@ def faults(
             f"no fault is named {name}, which is said to break: {claim}"
             for claim, names in broken.items()
             for name in names or ["(none)"]
-            if name not in NAMES and not name.startswith(EXCHANGED)
+            if name not in NAMES and not name.startswith((EXCHANGED, ON_PAGE))
         ),
     ]
 
@@ -130,6 +131,34 @@ def test_a_run_notes_what_held_and_goes_on(tmp_path: Path) -> None:
         "has y again": False,
     }
     assert run.stopped == {2: "ZeroDivisionError: division by zero"}
+
+
+def test_a_change_of_a_page_is_planted_and_undone(tmp_path: Path) -> None:
+    cells = [
+        "from normbook.claims import claim",
+        "def half(x):\n    return x / 2",
+        "figure = half(2) + 1",  # what is drawn is not changed
+        'claim("half of 4 is 2", lambda: half(4) == 2)',
+    ]
+    path = tmp_path / "tiny.ipynb"
+    cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    broken = {}
+    for fault in faults_on_page(statements_of(path)):
+        run = Run(path, fault.on_page)
+        try:
+            run.all()
+        finally:
+            run.undo()
+        broken[fault.name] = not run.holds["half of 4 is 2"]
+    assert broken == {
+        "page: half: x / 2 → x * 2": True,
+        "page: half: x / 2 → 2 / x": True,
+        "page: half: x / 2 → x": True,
+        "page: half: x / 2 → 2": False,  # half of 4 alone
+        "page: half: 2 → 3": True,
+        "page: half: 2 → -2": True,
+    }
 
 
 def test_sides_of_a_record_are_exchanged_and_places_are_not() -> None:
