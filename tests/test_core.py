@@ -404,21 +404,20 @@ def test_sum_to_keeps_axes_of_length_1(library, rng):
     )
 
 
-@pytest.mark.parametrize("junk", [1e30, np.nan, np.inf])
 @pytest.mark.parametrize("name", VJP)
-def test_what_is_masked_has_no_influence(library, name, rng, x, axes, junk):
+def test_what_is_masked_has_no_influence(library, name, rng, x, axes):
     where = mask(rng, axes)
-    dirty = np.where(where, x, junk)
-    clean = np.where(where, x, -1.0)
-    mask_, dirty, clean = map(library.array, (where, dirty, clean))
+    clean, mask_ = library.array(np.where(where, x, -1.0)), library.array(where)
     y = FORWARD[name](clean, axes, mask_)
-    assert error(FORWARD[name](dirty, axes, mask_), y) == 0
     dy = rng.normal(size=tuple(y.shape))
-    dirty_dy = dy if name == "rstd" else np.where(where, dy, junk)
     dx = VJP[name](library.array(dy), clean, axes, mask_)
-    dirty_dx = VJP[name](library.array(dirty_dy), dirty, axes, mask_)
-    assert error(dirty_dx, dx) == 0
     assert error(dx, np.where(where, np.array(dx.tolist()), 0)) == 0
+    for junk in (1e30, np.nan, np.inf):
+        dirty = library.array(np.where(where, x, junk))
+        assert error(FORWARD[name](dirty, axes, mask_), y) == 0
+        dirty_dy = dy if name == "rstd" else np.where(where, dy, junk)
+        dirty_dx = VJP[name](library.array(dirty_dy), dirty, axes, mask_)
+        assert error(dirty_dx, dx) == 0
 
 
 def test_a_masked_set_is_the_shorter_set(library, rng):

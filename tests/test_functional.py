@@ -170,31 +170,28 @@ def exact(value):
     return None if value is None else torch.tensor(to_numpy(value), requires_grad=True)
 
 
-GIVEN = [
-    (norm, given, masked)
-    for norm in NORMS
-    for given in ("x", "x gamma", "x gamma beta", "x beta")
-    for masked in (False, True)
-    if norm.name != "rms_norm" or not (masked or "beta" in given)
-]
-
-
-@pytest.mark.parametrize(("norm", "given", "masked"), GIVEN, ids=str)
-def test_output_and_gradients(library, norm, inputs, rng, given, masked):
-    where = mask(norm, rng) if masked else None
-    given = ("dy", *given.split())
-    here = [
-        library.array(value) if name in given else None
-        for name, value in zip(("dy", "x", "gamma", "beta"), inputs, strict=False)
-    ]
-    leaves = [exact(value) for value in here]
-    options = {"eps": 0.1} | ({"where": library.array(where)} if masked else {})
-    y = reference(norm, where, 0.1, *leaves[1:])
-    assert library.close(norm(*here[1:], **options), y)
-    y.backward(leaves[0].detach())
-    for got, leaf in zip(norm.vjp(*here, **options), leaves[1:], strict=False):
-        assert (got is None) == (leaf is None)
-        assert leaf is None or library.close(got, leaf.grad)
+def test_output_and_gradients(library, norm, inputs, rng):
+    """Against autograd through the formula, with γ and β or without, and masked."""
+    rms = norm.name == "rms_norm"  # without β and mask
+    for where in [None] if rms else [None, mask(norm, rng)]:
+        options = {} if where is None else {"where": library.array(where)}
+        for given in ("", "gamma", "gamma beta", "beta")[: 2 if rms else 4]:
+            case = given, where is not None
+            names = ("dy", "x", *given.split())
+            here = [
+                library.array(value) if name in names else None
+                for name, value in zip(
+                    ("dy", "x", "gamma", "beta"), inputs, strict=False
+                )
+            ]
+            leaves = [exact(value) for value in here]
+            y = reference(norm, where, 0.1, *leaves[1:])
+            assert library.close(norm(*here[1:], eps=0.1, **options), y), case
+            y.backward(leaves[0].detach())
+            gradients = norm.vjp(*here, eps=0.1, **options)
+            for got, leaf in zip(gradients, leaves[1:], strict=False):
+                assert (got is None) == (leaf is None), case
+                assert leaf is None or library.close(got, leaf.grad), case
 
 
 def test_gradients_are_central_differences(norm, inputs):
@@ -224,23 +221,23 @@ def test_the_inputs_are_left_alone(library, norm, inputs, rng):
         assert library.close(got, value)
 
 
-@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("norm", MASKABLE, ids=str)
-def test_padding_has_no_influence(library, rng, norm, inputs, junk):
+def test_padding_has_no_influence(library, rng, norm, inputs):
     where = mask(norm, rng)
     dy, x, gamma, beta = inputs
     results = []
-    for filling in (0.0, junk):
+    for filling in (0.0, np.nan, np.inf, 1e30):
         here = [np.where(where, a, filling) for a in (dy, x)] + [gamma, beta]
         dy_, x_, *parameters = map(library.array, here)
         kept = {"where": library.array(where)}
         y = norm(x_, *parameters, **kept)
-        results.append([y, *norm.vjp(dy_, x_, *parameters, **kept)])
-    for clean, dirty in zip(*results, strict=True):
-        assert error(dirty, clean) == 0
-    y, dx, *_ = results[1]
-    assert (to_numpy(y)[~where] == 0).all()
-    assert (to_numpy(dx)[~where] == 0).all()
+        dx, *others = norm.vjp(dy_, x_, *parameters, **kept)
+        assert (to_numpy(y)[~where] == 0).all(), filling
+        assert (to_numpy(dx)[~where] == 0).all(), filling
+        results.append([y, dx, *others])
+    for junk in results[1:]:
+        for clean, dirty in zip(results[0], junk, strict=True):
+            assert error(dirty, clean) == 0
 
 
 SEQUENCES = [

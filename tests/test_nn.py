@@ -143,6 +143,9 @@ FIVE = {
 }
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
+# What is quick is looked at for all pairs of a layer in one test.
+LAYER_NAMES = ["Batch", "Instance", "Layer", "RMS", "Group"]
+every_layer = pytest.mark.parametrize("name", LAYER_NAMES)
 each_layer = pytest.mark.parametrize("pair", FIVE.values(), ids=FIVE)
 
 
@@ -176,32 +179,42 @@ def test_training_then_evaluation(pair):
         same(ours, native)
 
 
-@every_pair
-def test_constructor_state_and_printed_form(pair):
-    ours = pair.ours(*pair.args, **pair.kwargs)
-    native = pair.native(*pair.args, **pair.kwargs)
-    same(ours, native, tolerance=0)
-    assert ours.extra_repr() == native.extra_repr()
-    assert [n for n, _ in ours.named_parameters()] == [
-        n for n, _ in native.named_parameters()
-    ]
-    trained, _ = pair.build()
-    trained.train()(pair.input(dtype=torch.float32))
-    trained.reset_parameters()
-    same(trained, native, tolerance=0)
+def pairs_of(name):
+    return [pair for pair in PAIRS if pair.ours.__name__ == f"{name}Norm"]
 
 
-@every_pair
-def test_state_dicts_load_both_ways(pair):
-    ours, native = pair.build()
-    for layer in (ours, native):
-        layer(pair.input(dtype=torch.float32))
-    fresh = pair.native(*pair.args, **pair.kwargs)
-    fresh.load_state_dict(ours.state_dict(), strict=True)
-    same(ours, fresh, tolerance=0)
-    fresh = pair.ours(*pair.args, **pair.kwargs)
-    fresh.load_state_dict(native.state_dict(), strict=True)
-    same(fresh, native, tolerance=0)
+def test_every_pair_is_of_a_layer_that_is_looked_at():
+    assert sum(len(pairs_of(name)) for name in LAYER_NAMES) == len(PAIRS)
+
+
+@every_layer
+def test_constructor_state_and_printed_form(name):
+    for pair in pairs_of(name):
+        ours = pair.ours(*pair.args, **pair.kwargs)
+        native = pair.native(*pair.args, **pair.kwargs)
+        same(ours, native, tolerance=0)
+        assert ours.extra_repr() == native.extra_repr(), pair
+        assert [n for n, _ in ours.named_parameters()] == [
+            n for n, _ in native.named_parameters()
+        ], pair
+        trained, _ = pair.build()
+        trained.train()(pair.input(dtype=torch.float32))
+        trained.reset_parameters()
+        same(trained, native, tolerance=0)
+
+
+@every_layer
+def test_state_dicts_load_both_ways(name):
+    for pair in pairs_of(name):
+        ours, native = pair.build()
+        for layer in (ours, native):
+            layer(pair.input(dtype=torch.float32))
+        fresh = pair.native(*pair.args, **pair.kwargs)
+        fresh.load_state_dict(ours.state_dict(), strict=True)
+        same(ours, fresh, tolerance=0)
+        fresh = pair.ours(*pair.args, **pair.kwargs)
+        fresh.load_state_dict(native.state_dict(), strict=True)
+        same(fresh, native, tolerance=0)
 
 
 @pytest.mark.slow
