@@ -46,6 +46,7 @@ import sys
 import time
 import traceback
 import zlib
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial, update_wrapper
@@ -79,7 +80,7 @@ MOST = 3  # faults that are named for one claim
 EXCHANGED = "record: "  # how the name of an exchange begins
 ON_PAGE = "page: "  # how the name of a change in a cell begins
 TRIES, FEW = 24, 6  # changes of one definition of a page, of another statement
-IN_VAIN = 40  # changes of a page in succession that break no further claim
+IN_VAIN = 8  # changes of one statement in succession that break no further claim
 DRAWING = {"plt", "plots", "draw", "ax", "axes", "figure"}  # no claim is about these
 # Claims that fail where calls are counted: a counter is another step of a graph.
 UNWATCHED = "torch.compile sees our layer norm as one graph"
@@ -569,7 +570,7 @@ class Results:
         self.left = [fault for fault in every if one in (None, fault.name)]
         self.usual: Outcome | None = None
         self.begun = False
-        self.in_vain = 0
+        self.in_vain = Counter[int]()  # by the number of the statement
         self.breaks: dict[str, list[str]] = {}
         self.stops: dict[str, dict[str, str]] = {}
         fixed = {"rng", *vars(builtins)}
@@ -586,13 +587,14 @@ class Results:
             for claim in outcome.holds:
                 self.breaks[claim] = outcome.exchanges.get(claim, [])[:MOST]
             return
-        self.in_vain += bool(fault.on_page)
+        self.in_vain.update(fault.on_page.keys())
         for claim, held in outcome.holds.items():
             names = self.breaks[claim]
             if not self.usual.holds.get(claim) or held or len(names) == MOST:
                 continue
             if not fault.instead or KERNELS_OFF not in names:
-                self.in_vain *= bool(names)
+                if not names:
+                    self.in_vain -= Counter(dict.fromkeys(fault.on_page, IN_VAIN))
                 names.append(fault.name)
 
     def next(self) -> Job | None:
@@ -600,8 +602,10 @@ class Results:
         if self.usual is None and not self.begun:
             self.begun = True
             return Job(self.notebook, AS_IT_IS, {})
-        while self.usual and self.left and self.in_vain < IN_VAIN:
+        while self.usual and self.left:
             fault = self.left.pop(0)
+            if any(self.in_vain[number] >= IN_VAIN for number in fault.on_page):
+                continue
             if (left_out := self.not_needed(fault)) is not None:
                 return Job(self.notebook, fault, left_out)
         return None
