@@ -589,8 +589,10 @@ class Results:
             return
         self.in_vain.update(fault.on_page.keys())
         for claim, held in outcome.holds.items():
-            names = self.breaks[claim]
-            if not self.usual.holds.get(claim) or held or len(names) == MOST:
+            names = self.breaks.get(claim)  # a change may be one of the sentence
+            if names is None or not self.usual.holds[claim] or held:
+                continue
+            if len(names) == MOST:
                 continue
             if not fault.instead or KERNELS_OFF not in names:
                 if not names:
