@@ -498,24 +498,41 @@ def read(app: Sphinx) -> None:
     app.env.words_conventions = read_conventions(FOLDER)
 
 
-def place(
-    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.Node
-) -> nodes.Node | None:
-    """Resolve where a term is taught: a label, a page, or a page and its heading."""
-    if node["reftype"] != "taught":
-        return None
-    target = node["reftarget"]
+class Place(NamedTuple):
+    """Where a term is taught. `anchor` is "" for a whole page."""
+
+    page: str
+    anchor: str
+    title: str
+
+
+def taught_at(env: BuildEnvironment, target: str) -> Place | None:
+    """Find a label, a page, or a page and its heading, once all pages are read."""
     labels = env.get_domain("std").labels
     page, _, heading = target.partition("#")
     headings = env.metadata.get(page, {}).get("myst_slugs", {})
     if target in labels:
-        page, anchor, title = labels[target]
-    elif page in env.found_docs and not heading:
-        anchor, title = "", env.titles[page].astext()
-    elif heading in headings:
+        return Place(*labels[target])
+    if page in env.found_docs and not heading:
+        return Place(page, "", env.titles[page].astext())
+    if heading in headings:
         _, anchor, title = headings[heading]
-        title = f"{env.titles[page].astext()}: {title}"
-    else:
+        return Place(page, anchor, f"{env.titles[page].astext()}: {title}")
+    return None
+
+
+def place(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.Node
+) -> nodes.Node | None:
+    """Resolve where a term is taught."""
+    if node["reftype"] != "taught":
+        return None
+    target = node["reftarget"]
+    found = taught_at(env, target)
+    if not found:
+        page = target.partition("#")[0]
+        headings = env.metadata.get(page, {}).get("myst_slugs", {})
+        labels = env.get_domain("std").labels
         known = [f"{page}#{name}" for name in headings] or {*env.found_docs, *labels}
         cure = nearest(target, known)
         LOG.warning(
@@ -523,9 +540,9 @@ def place(
             node["entry"], target, cure, location=node, type="words",
         )  # fmt: skip
         return content
-    uri = app.builder.get_relative_uri(node["refdoc"], page)
-    link = nodes.reference("", title, internal=True)
-    link["refuri"] = f"{uri}#{anchor}" if anchor else uri
+    uri = app.builder.get_relative_uri(node["refdoc"], found.page)
+    link = nodes.reference("", found.title, internal=True)
+    link["refuri"] = f"{uri}#{found.anchor}" if found.anchor else uri
     return link
 
 
