@@ -77,8 +77,11 @@ class Convention(NamedTuple):
 # ------------------------------------------------------------------ reading
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    """Read a file; name the entry that TOML's own message gives by its line alone."""
+def read_toml(path: Path, entry: str = r"(\[.*)") -> dict[str, Any]:
+    """Read a file; name the entry that TOML's own message gives by its line alone.
+
+    entry: a pattern of the lines that name an entry.
+    """
     name = _short(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -89,10 +92,10 @@ def _toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         above = text.splitlines()[: int(line[1]) if line else None]
-        heads = [row for row in above if row.startswith("[")]
-        entry = f" entry {heads[-1]}:" if heads else ""
+        heads = [head[1] for row in above if (head := re.match(entry, row))]
+        where = f" entry {heads[-1]}:" if heads else ""
         raise WordsError(
-            f"{name}:{entry} {error}. Each entry and each field stands once, as "
+            f"{name}:{where} {error}. Each entry and each field stands once, as "
             'field = "text" or field = ["text", "text"].'
         ) from None
 
@@ -142,13 +145,13 @@ def _schema_faults(data: dict[str, Any], schema: dict[str, Any]) -> list[str]:
 
 def read_file(path: Path) -> dict[str, Any]:
     """Read a file and hold it against the schema beside it."""
-    data = _toml(path)
+    data = read_toml(path)
     schema = path.with_suffix(".schema.json").read_text(encoding="utf-8")
-    _stop(path, _schema_faults(data, json.loads(schema)))
+    stop(path, _schema_faults(data, json.loads(schema)))
     return data
 
 
-def _stop(path: Path, faults: list[str]) -> None:
+def stop(path: Path, faults: list[str]) -> None:
     if faults:
         raise WordsError("\n".join(f"{_short(path)}: {fault}." for fault in faults))
 
@@ -203,7 +206,7 @@ def read_terms(folder: Path) -> dict[str, Term]:
                 f"entry {name!r}, field 'reading': {term.japanese!r} is in kana "
                 "already: leave the field out"
             )
-    _stop(path, faults)
+    stop(path, faults)
     return terms
 
 
@@ -217,7 +220,7 @@ def read_conventions(folder: Path) -> tuple[dict[str, str], dict[str, Convention
     data = read_file(path)
     versions = data.pop("versions")
     rows = {name: Convention(name=name, **_fields(t)) for name, t in data.items()}
-    _stop(
+    stop(
         path,
         [
             f"entry {row.name!r}, field 'methods': no method {method!r}: "
