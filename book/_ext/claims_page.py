@@ -234,14 +234,14 @@ def form(chapters: dict[str, Chapter]) -> str:
             '<form class="claims-filter" hidden>',
             '<p><label for="claims-words">Words of a claim</label>',
             '<input type="search" id="claims-words" autocomplete="off"></p>',
-            _choice("claims-chapter", "Chapter", "all", names),
-            _choice("claims-kind", "Where", "lessons and labs", kinds),
+            choice_of("claims-chapter", "Chapter", "all", names),
+            choice_of("claims-kind", "Where", "lessons and labs", kinds),
             "</form>",
         ]
     )
 
 
-def _choice(name: str, label: str, every: str, options: dict[str, str]) -> str:
+def choice_of(name: str, label: str, every: str, options: dict[str, str]) -> str:
     """Return a labelled list to choose from; none where there is nothing to choose."""
     if not options:
         return ""

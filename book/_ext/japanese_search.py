@@ -1,8 +1,9 @@
 """Japanese in the book's own search: found by its pairs of characters.
 
 Japanese sets no spaces, so what Sphinx takes for a word is half a sentence. Index and
-query cut it alike, here and in `SPLITTER`: 移動平均 is 移動, 動平, 平均. The mark of a long
-vowel is left out, so that レイヤ finds レイヤー. All else is cut and stemmed as English.
+query cut it alike, here and in `SPLITTER`: 移動平均 is 移動_, 動平_, 平均_; of a query's words
+Sphinx demands only those of three characters. The mark of a long vowel is left out, so
+that レイヤ finds レイヤー. All else is cut and stemmed as English.
 
 A Japanese name of a term leads to its entry in the glossary and to where it is taught,
 before all pages that only contain it.
@@ -30,9 +31,9 @@ SPLITTER = r"""
   const words = splitQuery;
   const pairs = (word) => {
     if (!japanese.test(word)) return [word];
-    const short = word.replaceAll("LONG", "");
-    return short.length < 2 ? [short || word]
-      : Array.from({ length: short.length - 1 }, (_, i) => short.slice(i, i + 2));
+    const short = word.replaceAll("LONG", "") || word;
+    const last = Math.max(short.length - 1, 1);
+    return Array.from({ length: last }, (_, i) => short.slice(i, i + 2).padEnd(3, "_"));
   };
   const runs = (query) => words(narrow(query)).flatMap((word) => word.split(japanese));
   splitQuery = (query) => runs(query).filter((run) => run).flatMap(pairs);
@@ -58,8 +59,11 @@ SPLITTER = r"""
 def pairs(run: str) -> Iterator[str]:
     """Cut a run of Japanese: its pairs of characters, and each kanji alone."""
     short = run.replace(LONG, "") or run
-    yield from (short[at : at + 2] for at in range(len(short) - 1))
-    yield from (char for char in short if char >= "一" or len(short) == 1)
+    for at, char in enumerate(short):
+        if at + 1 < len(short):
+            yield f"{short[at : at + 2]}_"
+        if char >= "一" or len(short) == 1:
+            yield f"{char}__"
 
 
 class EnglishAndJapanese(SearchEnglish):

@@ -303,7 +303,9 @@ class Word(ReferenceRole):
         return pieces, []
 
 
-class _Words(SphinxDirective):
+class WordsDirective(SphinxDirective):
+    """A directive that shows a file of words: the page is built anew if it changes."""
+
     file = "terms.toml"
 
     def run(self) -> list[nodes.Node]:
@@ -336,7 +338,7 @@ class _Words(SphinxDirective):
         return [*links, nodes.Text(".")] if links else []
 
 
-class GlossaryList(_Words):
+class GlossaryList(WordsDirective):
     """Every term from A to Z, one section a letter."""
 
     def pieces(self) -> list[nodes.Node]:
@@ -372,7 +374,7 @@ class GlossaryList(_Words):
         return nodes.definition_list_item("", name, body)
 
 
-class JapaneseIndex(_Words):
+class JapaneseIndex(WordsDirective):
     """Every term in the order of Japanese dictionaries, one line a row of kana."""
 
     def pieces(self) -> list[nodes.Node]:
@@ -393,7 +395,7 @@ class JapaneseIndex(_Words):
         return [nodes.definition_list("", *items, classes=["japanese-index"])]
 
 
-class Terms(_Words):
+class Terms(WordsDirective):
     """The table of a lesson's terms: one a line, English and Japanese."""
 
     has_content = True
@@ -417,7 +419,7 @@ def names_of(text: str) -> list[str]:
     return [" ".join(name.split()) for name in text.split(",") if name.strip()]
 
 
-class Conventions(_Words):
+class Conventions(WordsDirective):
     """The table of conventions, whole or of some methods or rows."""
 
     file = "conventions.toml"
