@@ -65,7 +65,9 @@ LAB = notebook("# Does it last?", ("a = 1", "✓ fourth\n"))
 NONE = notebook("# Chapter three", ("a = 1", "nothing\n"))
 
 
-def small_book(folder: Path, **pages: str) -> tuple[Path, str]:
+def small_book(
+    folder: Path, *, extensions: tuple[str, ...] = (), **pages: str
+) -> tuple[Path, str]:
     """Build a book of a few pages; returns its output and what Sphinx warned of."""
     (folder / "notebooks").mkdir()
     names = [f"notebooks/{n}" if t[0] == "{" else n for n, t in pages.items()]
@@ -75,8 +77,9 @@ def small_book(folder: Path, **pages: str) -> tuple[Path, str]:
         suffix = ".ipynb" if text.startswith("{") else ".md"
         (place / name).with_suffix(suffix).write_text(text, encoding="utf-8")
     warnings = io.StringIO()
+    usual = ("myst_nb", "claims_page", "reading_time", "static_math")
     settings = {
-        "extensions": ["myst_nb", "claims_page", "reading_time", "static_math"],
+        "extensions": [*usual, *extensions],
         "nb_execution_mode": "off",
         "myst_enable_extensions": ["amsmath", "dollarmath"],
         "html_math_renderer": "static_math",

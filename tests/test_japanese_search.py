@@ -1,4 +1,4 @@
-"""The book's own search in Japanese: how text is cut, and which pages a word leads to."""
+"""The book's own search in Japanese: how text is cut, where a word leads."""
 
 import re
 from collections.abc import Iterator

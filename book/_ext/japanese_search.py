@@ -1,9 +1,9 @@
 """Japanese in the book's own search: found by its pairs of characters.
 
 Japanese sets no spaces, so what Sphinx takes for a word is half a sentence. Index and
-query cut it alike, here and in `SPLITTER`: 移動平均 is 移動_, 動平_, 平均_; of a query's words
-Sphinx demands only those of three characters. The mark of a long vowel is left out, so
-that レイヤ finds レイヤー. All else is cut and stemmed as English.
+query cut it alike, here and in `SPLITTER`: 移動平均 is 移動_, 動平_, 平均_. They have
+three characters because Sphinx does not demand shorter words. The mark of a long vowel
+is left out, so that レイヤ finds レイヤー. All else is cut and stemmed as English.
 
 A Japanese name of a term leads to its entry in the glossary and to where it is taught,
 before all pages that only contain it.
@@ -22,18 +22,20 @@ from words import GLOSSARY, Term, taught_at
 
 RUN = re.compile(f"({JAPANESE})")
 LONG = "ー"
-# Overrides what Sphinx's searchtools.js, loaded before it, brings for a query. Marks and
+# Overrides what Sphinx's searchtools.js, loaded before it, does to a query. Marks and
 # excerpts show what was typed, not its pairs. A keyboard for Japanese types ＢＮ, too.
 SPLITTER = r"""
 {
   const japanese = /(JAPANESE)/;
-  const narrow = (text) => text.replace(/[\uff01-\uff9f]+/g, (s) => s.normalize("NFKC"));
+  const wide = /[\uff01-\uff9f]+/g;
+  const narrow = (text) => text.replace(wide, (s) => s.normalize("NFKC"));
   const words = splitQuery;
   const pairs = (word) => {
     if (!japanese.test(word)) return [word];
     const short = word.replaceAll("LONG", "") || word;
     const last = Math.max(short.length - 1, 1);
-    return Array.from({ length: last }, (_, i) => short.slice(i, i + 2).padEnd(3, "_"));
+    const pair = (_, at) => short.slice(at, at + 2).padEnd(3, "_");
+    return Array.from({ length: last }, pair);
   };
   const runs = (query) => words(narrow(query)).flatMap((word) => word.split(japanese));
   splitQuery = (query) => runs(query).filter((run) => run).flatMap(pairs);

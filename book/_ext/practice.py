@@ -5,7 +5,6 @@ buttons, and the reasons, folded. `_static/practice.js` adds what happens on an 
 the filter, the score and the runs; without it the page reads as questions and answers.
 """
 
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import reading_time
 from claims_page import choice_of
 from docutils import nodes
-from practice_data import FILE, KANA, POSITIONS, Choice, Question, load
+from practice_data import BLANK, FILE, KANA, POSITIONS, Choice, Question, load
 from sphinx.application import Sphinx
 from words import WordsDirective
 
 KINDS = {"choice": ("four choices", "四肢択一"), "blanks": ("blanks", "空欄補充")}
 LEVELS = {1: ("recall", "確認"), 2: ("apply", "応用"), 3: ("combine", "総合")}
 LANGUAGES = {"en": "English", "ja": "日本語", "both": "both"}
+UNBROKEN = "(\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE})"  # what a blank looks like
 # Before the questions are drawn, so that nothing moves when they are.
 LANGUAGE = """<script>try {
   const language = localStorage.getItem("normbook-practice-language");
@@ -32,7 +32,7 @@ class Tag(nodes.General, nodes.Element):
 
 
 def tag(name: str, *content: nodes.Node, **attributes: Any) -> Tag:
-    """Return an element; `classes` and `ids` are lists, all else is written as it is."""
+    """Return an element; `classes` and `ids` are lists, all else stands as it is."""
     lists = {key: attributes.pop(key, []) for key in ("classes", "ids")}
     return Tag("", *content, tag=name, html=attributes, **lists)
 
@@ -54,6 +54,12 @@ def text_in_both(en: str, ja: str) -> list[nodes.Node]:
     ]
 
 
+def html_in_both(en: str, ja: str) -> str:
+    """Return the same as HTML, for the form."""
+    japanese = f'<span class="label-ja" lang="ja">{ja}</span>'
+    return f'<span class="label-en">{en}</span>{japanese}'
+
+
 class Practice(WordsDirective):
     """Every question, a section a chapter, below the form that chooses some."""
 
@@ -63,7 +69,8 @@ class Practice(WordsDirective):
         questions = load(FILE)
         form = nodes.raw("", self.form(questions), format="html")
         practice = tag("div", form, classes=["practice"], data_language="both")
-        practice += tag("div", classes=["practice-run"])
+        title = tag("h2", *text_in_both("Against the clock", "制限時間つき"))
+        practice += tag("div", title, classes=["practice-run"], hidden="")
         ordered = sorted(questions, key=lambda question: question.chapter)
         for chapter, group in groupby(ordered, lambda question: question.chapter):
             practice += self.section(chapter, list(group))
@@ -88,12 +95,12 @@ class Practice(WordsDirective):
             for value, text in LANGUAGES.items()
         )
         filters = {
-            "chapter": {str(c): f"{c}. {self.title(c)}" for c in chapters},
-            "kind": {key: " ".join(names) for key, names in KINDS.items()},
-            "level": {str(key): " ".join(names) for key, names in LEVELS.items()},
+            ("Chapter", "章"): {c: f"{c}. {self.title(c)}" for c in chapters},
+            ("Kind", "形式"): {key: " ".join(both) for key, both in KINDS.items()},
+            ("Level", "水準"): {key: " ".join(both) for key, both in LEVELS.items()},
         }
         buttons = {
-            "run": ("10 at random, against the clock", "無作為に10問(制限時間つき)"),
+            "run": ("10 at random, against the clock", "無作為に10問（制限時間つき）"),
             "again": ("Again: those I got wrong", "間違えた問題をもう一度"),
             "all": ("All questions", "全問に戻る"),
             "finish": ("Finish", "終了する"),
@@ -104,19 +111,24 @@ class Practice(WordsDirective):
             [
                 LANGUAGE,
                 '<form class="practice-tools">',
-                f"<fieldset><legend>Language</legend>{languages}</fieldset>",
+                f"<fieldset><legend>{html_in_both('Language', '言語')}</legend>",
+                f"{languages}</fieldset>",
                 *(
-                    choice_of(f"practice-{name}", name.capitalize(), "all", options)
-                    for name, options in filters.items()
+                    choice_of(
+                        f"practice-{en.lower()}",
+                        html_in_both(en, ja),
+                        "all すべて",
+                        {str(key): text for key, text in options.items()},
+                    )
+                    for (en, ja), options in filters.items()
                 ),
                 '<p class="practice-bar">',
                 f'<span class="tally" role="status">{len(questions)} questions</span>',
                 '<span class="clock" role="timer" hidden></span>',
                 *(
-                    f'<button type="button" name="{name}"{" hidden" * (name in hidden)}>'
-                    f'<span class="label-en">{escape(en)}</span>'
-                    f'<span class="label-ja" lang="ja">{escape(ja)}</span></button>'
-                    for name, (en, ja) in buttons.items()
+                    f'<button type="button" name="{name}"'
+                    f"{' hidden' * (name in hidden)}>{html_in_both(*both)}</button>"
+                    for name, both in buttons.items()
                 ),
                 "</p></form>",
             ]
@@ -168,6 +180,9 @@ class Practice(WordsDirective):
 
     def blocks(self, en: str, ja: str) -> Tag:
         """Return paragraphs of both languages side by side."""
+        en, ja = (
+            BLANK.sub("(\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE})", t) for t in (en, ja)
+        )
         return tag(
             "div",
             tag("div", *self.parse_text_to_nodes(en), classes=["en"]),

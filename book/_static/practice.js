@@ -127,6 +127,7 @@
     button("run").hidden = button("again").hidden = button("forget").hidden = !!run;
     button("finish").hidden = !run || run.over;
     button("all").hidden = !only && !run?.over;
+    runPlace.hidden = !run;
     clock.hidden = !run || run.over;
     count();
   };
