@@ -179,6 +179,8 @@ def _faults(question: Question) -> list[str]:
             f"blanks {', '.join(blanks) or 'none'}: in a blanks question write "
             "( ア ), ( イ ), … in this order, in any other none",
         )
+    if question.result and question.kind != "blanks":
+        fault("result", "only in a blanks question: leave it out")
     for number, choice in enumerate(question.choices):
         if question.kind == "blanks":
             if len(choice.fill) != len(blanks):
