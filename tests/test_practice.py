@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-pytest.importorskip("sphinx")  # tests/test_lowest.py leaves the book's tools out
+pytest.importorskip("sphinx")
 
 import practice_data
 import words

@@ -158,6 +158,21 @@ def test_the_books_files_hold() -> None:
     assert {method for row in rows.values() for method in row.methods} <= set(METHODS)
 
 
+SOUGHT = """
+移動平均 順伝播 逆伝播 標準偏差 勾配消失 飽和 活性化関数 全結合層 汎化 汎化性能 表現力 残差接続
+スタイル変換 パディング 不変性 推論 過学習 バッチノーマライゼーション 層正規化 内部共変量シフト
+白色化 不偏分散 標本分散 モーメンタム 連鎖律 数値微分 外れ値 勾配累積 データ並列 勾配ペナルティ
+畳み込み層 注意機構 ウォームアップ ファインチューニング ドロップアウト メモリ帯域 四肢択一 空欄補充
+"""
+
+
+def test_what_a_candidate_looks_up_has_an_entry_and_a_place() -> None:
+    terms = words.read_terms(words.FOLDER)
+    for word in SOUGHT.split():
+        # A gradient penalty is a warning that stands in the glossary alone.
+        assert terms[words.normal(word)].taught or word == "勾配ペナルティ", word
+
+
 FAULTS = [
     # what stands, what stands instead, what the error must say
     ('japanese = "ミニバッチ"\n', "", "'mini-batch', field 'japanese': missing"),
