@@ -29,6 +29,7 @@ SPLITTER = r"""
   const japanese = /(JAPANESE)/;
   const wide = /[\uff01-\uff9f]+/g;
   const narrow = (text) => text.replace(wide, (s) => s.normalize("NFKC"));
+  const verb = /(?<=[一-龯])(する|した|して|される|された)$/; // of a noun: 標準化する
   const words = splitQuery;
   const pairs = (word) => {
     if (!japanese.test(word)) return [word];
@@ -45,6 +46,7 @@ SPLITTER = r"""
   let typed = [];
   Search._parseQuery = (query) => {
     const parsed = parse(query);
+    parsed[0] = narrow(query).trim().replace(verb, ""); // may be a term's name
     typed = runs(query).filter((run) => japanese.test(run));
     const others = [...parsed[3]].filter((term) => !japanese.test(term));
     parsed[3] = new Set([...others, ...typed]);
