@@ -566,7 +566,11 @@ def long_runs() -> dict[str, Callable[[], Record]]:
         return lambda: {kind: run(kind, **settings) for kind in KINDS}
 
     def generators() -> Record:
-        settings = {"seeds": RECORDED, "rates": (0.001, 0.003, 0.01), "steps": 200}
+        settings: dict[str, Any] = {
+            "seeds": RECORDED,
+            "rates": (0.001, 0.003, 0.01),
+            "steps": 200,
+        }
         runs = {
             kind: stylization(kind, **settings) for kind in ("BN", "IN", "LN", "none")
         }
