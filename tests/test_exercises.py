@@ -25,7 +25,7 @@ WAITING = {
     "fold",
     "layer-norm-class",
     "rms-norm-class",
-    "instance-norm-class",
+    "instance-norm",
     "group-norm-class",
 }
 MISTAKES = [

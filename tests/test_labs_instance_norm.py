@@ -36,12 +36,13 @@ def test_contrast_scales_around_the_mean_of_each_picture():
     assert torch.allclose(instance_norm.with_contrast(x, 1.0), x, atol=1e-6)
 
 
-def test_luminance_is_that_of_a_grey_picture_itself():
+def test_contrast_is_the_deviation_of_the_grey_picture():
     grey = noise(2, 1, 5, 5).expand(-1, 3, -1, -1)
-    assert torch.allclose(instance_norm.luminance(grey), grey[:, 0], atol=1e-6)
-    green, blue = torch.zeros(2, 1, 3, 1, 1)
-    green[:, 1], blue[:, 2] = 1, 1
-    assert instance_norm.luminance(green) > 5 * instance_norm.luminance(blue)
+    want = grey[:, 0].flatten(1).std(1, correction=0)
+    assert torch.allclose(instance_norm.contrast_of(grey), want, atol=1e-6)
+    red, cyan = torch.zeros(2, 1, 3, 5, 5)
+    red[:, 0], cyan[:, 1:] = grey[0, 0], -grey[0, 0] / 2
+    assert instance_norm.contrast_of(red + cyan) < 1e-6
 
 
 def test_adain_gives_the_styles_statistics_whatever_the_sizes():
@@ -83,6 +84,8 @@ def test_the_style_has_no_style_loss_and_a_picture_no_content_loss():
     grey = noise(2, 1, 32, 32, seed=2).expand(-1, 3, -1, -1)
     want = (0.5 * grey[:, 0]).flatten(1).var(1, correction=0) / 0.05
     assert torch.allclose(loss.content(0.5 * grey, grey), want, atol=1e-5)
+    other = torch.stack([x.mean(1)] * 3, 1)  # the same grey in other colours
+    assert torch.allclose(loss.content(other, x), torch.zeros(2), atol=1e-6)
     assert torch.allclose(loss(x, x), loss.style(x))
 
 
@@ -94,20 +97,13 @@ def test_gram_matrices_forget_places_and_keep_contrast():
     for g, h in zip(full, half, strict=True):
         assert torch.allclose(g, g.mT)
         assert torch.allclose(h, 0.25 * g, atol=1e-6)
-    assert torch.allclose(loss.grams(instance_norm.halved(x))[0], full[1])
+    assert torch.allclose(loss.grams(F.avg_pool2d(x, 2))[0], full[1])
 
 
 def test_flat_pictures_leave_the_filters_silent():
     loss = instance_norm.TextureLoss(noise(3, 32, 32))
     flat = torch.full((1, 3, 32, 32), 0.7)
     assert all(g.abs().max() < 1e-10 for g in loss.grams(flat))
-
-
-def test_halving_keeps_the_mean_and_smooths():
-    flat = torch.full((1, 3, 16, 16), 0.3)
-    assert torch.allclose(instance_norm.halved(flat), flat[..., ::2, ::2])
-    rough = instance_norm.halved(noise(1, 3, 64, 64))
-    assert rough.std() < 0.5 * noise(1, 3, 64, 64).std()
 
 
 # ----------------------------------------------------------------- generator
@@ -117,6 +113,11 @@ def test_halving_keeps_the_mean_and_smooths():
 def test_a_generator_keeps_the_size_and_takes_its_seed(kind):
     x = noise(2, 3, 32, 48)
     first, again, other = (instance_norm.Generator(kind, seed)(x) for seed in (0, 0, 1))
+    shorter = instance_norm.Generator(kind, 0, blocks=0)
+    assert len(list(shorter.modules())) < len(
+        list(instance_norm.Generator(kind).modules())
+    )
+    assert shorter(x).shape == x.shape
     assert first.shape == x.shape
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
@@ -141,7 +142,9 @@ def test_stylization_gives_its_record_and_pictures(kind):
     assert shape(run["loss"]) == (3, 2)
     assert max(run["loss"][2]) < min(run["loss"][0])
     assert run["input"][2] == pytest.approx(run["input"][0] / 4)
-    for way in ("", "_batch", "_alone"):
+    assert run["rate"] == 0.003
+    assert shape(run["ends"]) == (1, 2)
+    for way in ("", "_batch", "_alone", "_darker"):
         style, output = (torch.tensor(run[n + way]) for n in ("style", "output"))
         assert style.shape == output.shape == (3, 2)
         blind = kind == "IN" or way == "_alone"
@@ -150,10 +153,28 @@ def test_stylization_gives_its_record_and_pictures(kind):
     assert ((pictures[2] - pictures[0]).abs().max() < 0.1) == (kind == "IN")
 
 
+def test_stylization_takes_the_rate_that_ends_lowest():
+    run, _ = instance_norm.stylization("IN", seeds=(0,), steps=10, rates=(1e-6, 0.01))
+    (low,), (high,) = run["ends"]
+    assert run["rate"] == 0.01
+    assert high < low
+    assert run["loss"][0][0] > high
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["LN", "GN", "BN"])
+def test_dimmed_as_a_whole_a_photograph_is_the_same_to_layer_norm(kind):
+    net = instance_norm.Generator(kind).eval()
+    x = 0.2 + 0.6 * noise(2, 3, 32, 32)
+    moved = (net(0.25 * x) - net(x)).abs().max()
+    assert (moved < 0.01) == (kind != "BN")
+
+
 def test_measuring_leaves_the_running_statistics_as_they_were():
     net = instance_norm.Generator("BN").eval()
     before = [b.clone() for b in net.buffers()]
-    instance_norm._outputs(net, noise(2, 3, 32, 32))
+    x = noise(2, 3, 32, 32)
+    instance_norm._outputs(net, x, 0.5 * x)
     assert all(torch.equal(b, c) for b, c in zip(before, net.buffers(), strict=True))
     assert not any(layer.training for layer in stacked.batch_norms(net))
 
@@ -305,4 +326,5 @@ def test_the_record_can_be_repeated():
     )
     again = instance_norm.contrast_of(x).mean().item()
     assert kept["input"][0] == pytest.approx(again, rel=1e-3)
-    assert shape(kept["loss"]) == (30, 3)
+    assert shape(kept["loss"]) == (20, 3)
+    assert shape(kept["ends"]) == (3, 3)

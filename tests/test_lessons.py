@@ -8,20 +8,26 @@ import pytest
 import torch
 from torch import nn
 
+from normbook.labs.instance_norm import Generator, TextureLoss
 from normbook.training.stacked import SGD, Linear, convolutional, losses
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
+def defined(stem: str, *cells: str) -> dict[str, Any]:
+    """What these cells of a notebook define."""
+    notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+    source = {cell.id: cell.source for cell in notebook.cells}
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(source[cell], names)
+    return names
+
+
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """What chapter 2 defines: its data, its net, its loop and its layer."""
-    notebook = nbformat.read(NOTEBOOKS / "02_batch_norm.ipynb", as_version=4)
-    source = {cell.id: cell.source for cell in notebook.cells}
-    names: dict[str, Any] = {}
-    for cell in ("setup", "data", "net", "layer"):
-        exec(source[cell], names)
-    return names
+    return defined("02_batch_norm", "setup", "data", "net", "layer")
 
 
 def stacked(net: nn.Sequential) -> nn.Sequential:
@@ -62,3 +68,36 @@ def test_the_net_of_the_lesson_is_that_of_the_lab(
         loss.backward()
         optimizer.step()
         ours.step(torch.autograd.grad(stack_loss, list(one.parameters())))
+
+
+@pytest.mark.parametrize("kind", ["BN", "IN", "mine"])
+def test_the_painter_of_the_lesson_is_the_labs_without_residual_blocks(
+    kind: str,
+) -> None:
+    """The same losses before and after the same step, from the same weights."""
+    cells = ("setup", "data", "losses", "both-losses", "painter", "layer")
+    page = defined("04_instance_norm", *cells)
+    layers = {
+        "BN": nn.BatchNorm2d,
+        "IN": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+        "mine": lambda channels: page["InstanceNorm"](channels, affine=True),
+    }
+    painter = page["make_painter"](layers[kind])
+    net = Generator("BN" if kind == "BN" else "IN", blocks=0)
+    for theirs, ours in zip(painter.parameters(), net.parameters(), strict=True):
+        ours.data = theirs.data.clone()
+    flower, photos = page["flower"], page["photos"]
+    loss = TextureLoss(flower, filters=16, scales=3)
+    loss.filters = page["filters"]
+    loss.targets = loss.grams(flower[None])
+    nets = (painter, net)
+    optimizers = [torch.optim.Adam(each.parameters(), lr=0.01) for each in nets]
+    for _ in range(2):
+        y, z = painter(photos), net(photos)
+        ours = (page["style_loss"](y) + 2 * page["content_loss"](y, photos)).mean()
+        labs = loss(z, photos).mean()
+        assert ours.item() == pytest.approx(labs.item(), rel=1e-4)
+        for optimizer, value in zip(optimizers, (ours, labs), strict=True):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()

@@ -3,7 +3,7 @@
 Every function returns a plain record: lists with one number a seed, and the settings
 that they belong to. `python -m normbook.labs.instance_norm` makes the long runs and
 keeps them in `records/instance_norm.json`, their pictures in
-`records/instance_norm.png`.
+`records/instance_norm.png`; with names of runs behind it, only those.
 
 The second half is a small stylization network, trained with one norm or another, and
 AdaIN on pixels. After Ulyanov et al. (2016), at a size that a laptop trains in seconds.
@@ -13,6 +13,7 @@ strokes.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ CHANGES = {
 CONTRASTS = (1.0, 0.5, 0.25)  # of the photographs
 TEXTURE_CONTRASTS = (1.0, 0.6, 0.35, 0.2)  # of the textures that are told apart
 CROP, TEXTURE_CROP = 64, 32
+KINDS = ("none", "BN", "LN", "GN", "IN")
+RECORDED = (10, 11, 12)  # seeds of the long runs, others than those of short ones
 
 
 # ---------------------------------------------------- one photograph, many looks
@@ -293,15 +296,9 @@ def with_contrast(x: Tensor, contrast: float, brightness: float = 0.0) -> Tensor
     return contrast * (x - mean) + mean + brightness
 
 
-def luminance(x: Tensor) -> Tensor:
-    """How bright the eye takes each pixel to be: (N, 3, H, W) → (N, H, W)."""
-    weights = torch.tensor([0.299, 0.587, 0.114])
-    return torch.einsum("nchw,c->nhw", x, weights)
-
-
 def contrast_of(x: Tensor) -> Tensor:
-    """The standard deviation of each picture's luminance: (N, 3, H, W) → (N)."""
-    return luminance(x).flatten(1).std(1, unbiased=False)
+    """The standard deviation of each picture in grey: (N, 3, H, W) → (N)."""
+    return x.mean(1).flatten(1).std(1, unbiased=False)
 
 
 def adain(content: Tensor, style: Tensor, eps: float = 0.0) -> Tensor:
@@ -320,10 +317,11 @@ def adain(content: Tensor, style: Tensor, eps: float = 0.0) -> Tensor:
 class TextureLoss:
     """How far pictures are from a style and from their own content.
 
-    Style: 24 random filters of 7×7 pixels, each with mean 0 and norm 1, and ReLU, at
-    four scales; ‖G − T‖²/‖T‖² between the Gram matrices of picture and style, summed
-    over the scales. Content: the squared difference of the luminances less their means,
-    by 0.05. It compares contrasts too: a loss blind to them would decide the result.
+    Style: random filters of 7×7 pixels, each with mean 0 and norm 1, and ReLU, at some
+    scales, each half the last; ‖G − T‖²/‖T‖² between the Gram matrices of picture and
+    style, summed over the scales. Content: the squared difference of the pictures in
+    grey less their means, by 0.05. It compares contrasts too: a loss blind to them
+    would decide the result.
     """
 
     def __init__(
@@ -338,16 +336,14 @@ class TextureLoss:
 
     def grams(self, x: Tensor) -> list[Tensor]:
         """Mean products of pairs of responses, one (N, filters, filters) a scale."""
-        found = []
+        matrices = []
         for scale in range(self.scales):
             if scale:
-                x = halved(x)
-            response = F.relu(
-                F.conv2d(F.pad(x, (3,) * 4, mode="reflect"), self.filters)
-            )
-            flat = response.flatten(2)
-            found.append(flat @ flat.mT / flat.shape[2])
-        return found
+                x = F.avg_pool2d(x, 2)
+            padded = F.pad(x, (3,) * 4, mode="reflect")
+            flat = F.relu(F.conv2d(padded, self.filters)).flatten(2)
+            matrices.append(flat @ flat.mT / flat.shape[2])
+        return matrices
 
     def style(self, y: Tensor) -> Tensor:
         """The style loss of each picture y (N, 3, H, W)."""
@@ -357,18 +353,11 @@ class TextureLoss:
 
     def content(self, y: Tensor, x: Tensor) -> Tensor:
         """The content loss of each picture y made from x."""
-        apart = luminance(y) - luminance(x)
+        apart = (y - x).mean(1)
         return apart.flatten(1).var(1, unbiased=False) / 0.05
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         return self.style(y) + 2 * self.content(y, x)
-
-
-def halved(x: Tensor) -> Tensor:
-    """Pictures blurred by (1, 4, 6, 4, 1)/16 along both axes, at half the size."""
-    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    kernel = torch.outer(line, line).expand(3, 1, 5, 5)
-    return F.conv2d(F.pad(x, (2,) * 4, mode="reflect"), kernel, stride=2, groups=3)
 
 
 # ------------------------------------------------------------------ generator
@@ -377,23 +366,25 @@ def halved(x: Tensor) -> Tensor:
 class Generator(nn.Module):
     """A picture to a stylized picture of the same size, even on each side.
 
-    16 channels at full size, 32 at half with two residual blocks, 16 again; the norm
-    after every convolution but the last, reflected edges throughout.
+    16 channels at full size, 32 at half with residual blocks, 16 again; the norm after
+    every convolution but the last, reflected edges throughout. Torch's own layers, for
+    their speed.
     """
 
-    def __init__(self, kind: str, seed: int = 0):
+    def __init__(self, kind: str, seed: int = 0, *, blocks: int = 2):
         super().__init__()
 
         def block(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list:
             edge = nn.ReflectionPad2d(size // 2)
             maps = nn.Conv2d(inputs, outputs, size, stride, bias=kind == "none")
-            return [edge, maps, norm(kind, 1, outputs)]
+            return [edge, maps, norm(kind, 1, outputs, native=True)]
 
         self.down = nn.Sequential(
             *block(3, 16, 5), nn.ReLU(), *block(16, 32, 3, 2), nn.ReLU()
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(*block(32, 32), nn.ReLU(), *block(32, 32)) for _ in range(2)
+            nn.Sequential(*block(32, 32), nn.ReLU(), *block(32, 32))
+            for _ in range(blocks)
         )
         self.up = nn.Sequential(
             nn.Upsample(scale_factor=2),
@@ -441,14 +432,20 @@ def style_loss(seed: int = 0) -> TextureLoss:
 
 
 def trained(
-    kind: str, seed: int = 0, *, batch: int = 4, steps: int = 100, rate: float = 0.003
+    kind: str,
+    seed: int = 0,
+    *,
+    batch: int = 4,
+    steps: int = 100,
+    rate: float = 0.003,
+    blocks: int = 2,
 ) -> tuple[Generator, list[float]]:
     """A generator trained on crops of six photographs, and its loss at every step.
 
     Adam, the rate falling to 0 along half a cosine wave. Photographs of
     96 pixels, never at another contrast than their own.
     """
-    loss, net = style_loss(seed), Generator(kind, seed)
+    loss, net = style_loss(seed), Generator(kind, seed, blocks=blocks)
     squares = data.photographs(96)
     pictures = torch.stack([squares[name] for name in data.TRAINING])
     optimizer = torch.optim.Adam(net.parameters(), rate)
@@ -478,49 +475,67 @@ def stylization(
     kind: str,
     *,
     batch: int = 4,
+    blocks: int = 2,
+    rates: Sequence[float] = (0.003,),
     seeds: Seeds = SEEDS,
     steps: int = 100,
     every: int = 10,
 ) -> tuple[Record, Tensor]:
     """Train a generator a seed; show it held-out photographs at lower contrasts.
 
-    The record: `loss` (points × seeds), the training loss as means of `every` steps
-    that begin at `steps`; `style` and `output` (contrasts × seeds), the style loss and
-    the output's contrast over 16 held-out crops at each of `contrasts`, whose own
-    contrast is `input`. BN there uses running statistics; in `…_batch` those of one
-    batch of all crops at all contrasts, in `…_alone` those of each crop by itself. The
-    tensor (contrasts, 2, 3, 128, 128) has the first seed's pictures of both
-    photographs.
+    Of `rates` the one whose last tenth of steps has the lowest mean training loss
+    counts; `ends` has these means, rates × seeds. The record: `loss` (points × seeds),
+    the training loss as means of `every` steps that begin at `steps`; `style` and
+    `output` (contrasts × seeds), the style loss and the output's contrast over 16
+    held-out crops at each of `contrasts`, whose own contrast is `input`. BN there uses
+    running statistics; in `…_batch` those of one batch of all crops at all contrasts,
+    in `…_alone` those of each crop by itself. In `…_darker` the crops' mean is scaled
+    along with their contrast. The tensor (contrasts, 2, 3, 128, 128) has the first
+    seed's pictures of both photographs.
     """
+    grid = [
+        [
+            trained(kind, seed, batch=batch, steps=steps, rate=rate, blocks=blocks)
+            for seed in seeds
+        ]
+        for rate in rates
+    ]
+    histories = torch.tensor([[losses for _, losses in runs] for runs in grid])
+    ends = histories[..., -max(1, steps // 10) :].mean(2).nan_to_num(math.inf)
+    best = int(ends.mean(1).argmin())
+    nets = [net for net, _ in grid[best]]
     x = crops(held_out(96), 16, torch.Generator().manual_seed(3000))
     inputs = torch.cat([with_contrast(x, contrast) for contrast in CONTRASTS])
-    runs = [trained(kind, seed, batch=batch, steps=steps) for seed in seeds]
-    found: dict[str, list[Tensor]] = {}
-    for seed, (net, _) in zip(seeds, runs, strict=True):
-        for way, y in _outputs(net, inputs).items():
+    darker = torch.cat([contrast * x for contrast in CONTRASTS])
+    measured: dict[str, list[Tensor]] = {}
+    for seed, net in zip(seeds, nets, strict=True):
+        for way, y in _outputs(net, inputs, darker).items():
             values = {"style": style_loss(seed).style(y), "output": contrast_of(y)}
             for name, each in values.items():
                 mean = each.view(len(CONTRASTS), -1).mean(1)
-                found.setdefault(name + way, []).append(mean)
-    history = torch.tensor([losses for _, losses in runs]).T
+                measured.setdefault(name + way, []).append(mean)
     record = {
         "kind": kind,
+        "rates": list(rates),
+        "ends": ends.tolist(),
+        "rate": rates[best],
         "steps": list(range(0, steps, every)),
-        "loss": stacked.thinned(history, every),
+        "loss": stacked.thinned(histories[best].T, every),
         "contrasts": list(CONTRASTS),
         "input": contrast_of(inputs).view(len(CONTRASTS), -1).mean(1).tolist(),
-        **{name: torch.stack(rows, 1).tolist() for name, rows in found.items()},
+        **{name: torch.stack(rows, 1).tolist() for name, rows in measured.items()},
     }
-    return record, stylized(runs[0][0], CONTRASTS)
+    return record, stylized(nets[0], CONTRASTS)
 
 
 @torch.no_grad()
-def _outputs(net: Generator, x: Tensor) -> dict[str, Tensor]:
-    """Pictures from x by what batch norm takes its statistics of."""
-    running = net(x)
+def _outputs(net: Generator, x: Tensor, darker: Tensor) -> dict[str, Tensor]:
+    """Pictures from x by what batch norm takes its statistics of, and from `darker`."""
+    running, dark = net(x), net(darker)
     with stacked.batch_statistics(net):
         return {
             "": running,
+            "_darker": dark,
             "_batch": net(x),
             "_alone": torch.cat([net(picture) for picture in x.split(1)]),
         }
@@ -538,26 +553,33 @@ def stylized(net: Generator, contrasts: Sequence[float]) -> Tensor:
 def long_runs() -> dict[str, Callable[[], Record]]:
     """Every recorded run by name; called, it gives its record.
 
-    Three seeds. The stylization keeps its pictures too: the first seed's of each kind,
-    a row for each contrast.
+    Three seeds; two learning rates, five where contrast is label or nuisance, three
+    for the stylization. It keeps its pictures too: the first seed's of batch and
+    instance norm, a row for each contrast.
     """
-    kinds = ("none", "BN", "LN", "GN", "IN")
+    tuned: dict[str, Any] = {
+        "seeds": RECORDED,
+        "rates": (0.01, 0.03, 0.1, 0.3, 1.0),
+    }
 
     def by_kind(run: Callable[..., Record], **settings: Any) -> Callable[[], Record]:
-        return lambda: {kind: run(kind, **settings) for kind in kinds}
+        return lambda: {kind: run(kind, **settings) for kind in KINDS}
 
     def generators() -> Record:
+        settings: dict[str, Any] = {
+            "seeds": RECORDED,
+            "rates": (0.001, 0.003, 0.01),
+            "steps": 200,
+        }
         runs = {
-            kind: stylization(kind, steps=300) for kind in ("BN", "IN", "LN", "none")
+            kind: stylization(kind, **settings) for kind in ("BN", "IN", "LN", "none")
         }
         write_pictures("instance_norm", torch.cat([runs["BN"][1], runs["IN"][1]]))
         return {kind: record for kind, (record, _) in runs.items()}
 
     return {
-        "contrast_as_label": by_kind(contrast_as_label),
-        "contrast_as_nuisance": by_kind(
-            contrast_as_nuisance, steps=400, rates=(0.02, 0.1, 0.3)
-        ),
+        "contrast_as_label": by_kind(contrast_as_label, **tuned),
+        "contrast_as_nuisance": by_kind(contrast_as_nuisance, steps=400, **tuned),
         "relative_contrast": by_kind(relative_contrast),
         "relative_contrast_hidden": by_kind(relative_contrast, place="hidden"),
         "stylization": generators,
@@ -567,4 +589,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command = "python -m normbook.labs.instance_norm"
-    run_and_record("instance_norm", long_runs(), command)
+    run_and_record("instance_norm", long_runs(), command, only=sys.argv[1:])
