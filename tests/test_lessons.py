@@ -33,7 +33,7 @@ def lesson() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def decoders() -> dict[str, Any]:
     """What chapter 3 defines, likewise."""
-    return defined("03_layer_norm", "setup", "data", "block", "net", "loop", "layer")
+    return defined("03_layer_norm", "setup", "data", "block", "net", "loss", "layer")
 
 
 def stacked(net: nn.Sequential) -> nn.Sequential:
