@@ -39,8 +39,8 @@ def test_a_block_has_its_norms_before_or_after_each_branch(ax, place, norms):
     assert [i for i, box in enumerate(boxes) if box.get_facecolor() == orange] == norms
     # Each bypass leaves before what it goes around, and comes back in its sum.
     sums = sorted(p.center[0] for p in ax.patches if isinstance(p, plt.Circle))
-    forks, back = zip(*((line.get_xdata()[0], line.get_xdata()[-1]) for line in ax.lines))
-    assert list(back) == sums
+    forks = [line.get_xdata()[0] for line in ax.lines]
+    assert [line.get_xdata()[-1] for line in ax.lines] == sums
     around = [
         [i for i, box in enumerate(boxes) if start < box.get_x() < end]
         for start, end in zip(forks, sums, strict=True)

@@ -18,7 +18,8 @@ def transformer_block(ax: Axes, place: str) -> Axes:
 
     `place` is pre or post. Source: Xiong et al. 2020, figure 1.
     """
-    norm, steps = "layer\nnorm", []
+    norm = "layer\nnorm"
+    steps: list[str] = []
     for branch in ("attention", "two linear\nlayers"):
         around = [norm, branch, SUM] if place == "pre" else [branch, SUM, norm]
         steps += [FORK, *around]
