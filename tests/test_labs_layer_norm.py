@@ -315,9 +315,9 @@ def test_the_record_can_be_repeated():
     assert kept["BN"][2] == pytest.approx(again["BN"][2], rel=1e-3)
 
 
-def test_the_records_trained_losses_lie_below_guessing():
+def test_the_record_of_each_decoder_with_a_norm_lies_below_guessing():
     results = records.read_record("layer_norm")["results"]
     for name in ("warm_up", "norms_in_a_transformer"):
         for run in results[name].values():
-            losses = run["test"]
-            assert all(2 < loss < math.log2(27) for loss in losses)
+            if run["kind"] != "none":
+                assert all(2 < loss < math.log2(27) for loss in run["test"])
