@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from normbook.labs.instance_norm import Generator, TextureLoss
+from normbook.training.sequences import Adam, Transformer, bits
 from normbook.training.stacked import SGD, Linear, convolutional, losses
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -28,6 +29,12 @@ def defined(stem: str, *cells: str) -> dict[str, Any]:
 def lesson() -> dict[str, Any]:
     """What chapter 2 defines: its data, its net, its loop and its layer."""
     return defined("02_batch_norm", "setup", "data", "net", "layer")
+
+
+@pytest.fixture(scope="module")
+def decoders() -> dict[str, Any]:
+    """What chapter 3 defines, likewise."""
+    return defined("03_layer_norm", "setup", "data", "block", "net", "loss", "layer")
 
 
 def stacked(net: nn.Sequential) -> nn.Sequential:
@@ -101,3 +108,51 @@ def test_the_painter_of_the_lesson_is_the_labs_without_residual_blocks(
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
+
+
+def stacked_decoder(net: nn.Module, kind: str, place: str) -> Transformer:
+    """The lab's decoder, one copy, with the weights of the lesson's."""
+    one = Transformer([0], kind, place)
+    theirs = {name: p.data.clone() for name, p in net.named_parameters()}
+    theirs |= {"embed": theirs["letter.weight"], "place": theirs["position"]}
+    for at in range(len(one.blocks)):  # three maps side by side in a stack
+        maps = (theirs[f"blocks.{at}.{m}.weight"] for m in ("query", "key", "value"))
+        theirs[f"blocks.{at}.qkv.weight"] = torch.cat(list(maps))
+    for name, ours in one.named_parameters():
+        if "norm" not in name:  # γ is 1 and β is 0 in both
+            value = theirs[name]
+            if name.endswith("weight"):  # (1, inputs, outputs) in a stack
+                value = value.T.contiguous()
+            ours.data = value.view_as(ours)
+    return one
+
+
+@pytest.mark.parametrize("place", ["pre", "post"])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        ("none", "nn.Identity"),
+        ("LN", "LayerNorm"),
+        ("LN", "nn.LayerNorm"),
+        ("RMSNorm", "RMSNorm"),
+    ],
+)
+def test_the_decoder_of_the_lesson_is_that_of_the_lab(
+    decoders: dict[str, Any], kind: str, norm: str, place: str
+) -> None:
+    """The same losses before and after the same steps, from the same weights."""
+    net = decoders["Decoder"](norm=eval(norm, decoders), place=place).cpu()
+    one = stacked_decoder(net, kind, place)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.003)
+    ours = Adam(one.parameters(), [0.003])
+    names = decoders["train_names"][:32].cpu()
+    for _ in range(2):
+        loss = decoders["bits"](net, names)
+        following = nn.functional.pad(names[:, 1:], (0, 1))
+        x, y = names[:, None], following[:, None]
+        (stack_loss,) = bits(one(x, x > 0), y, x > 0)
+        assert loss.item() == pytest.approx(stack_loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ours.step(torch.autograd.grad(stack_loss, list(one.parameters())))

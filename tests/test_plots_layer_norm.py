@@ -4,8 +4,10 @@ import matplotlib
 
 matplotlib.use("agg")
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from normbook import functional, plots
 from normbook.plots import layer_norm
@@ -26,6 +28,26 @@ def test_the_block_colours_the_axes_it_was_given(ax, axes, faces):
     assert [text.get_text() for text in ax.texts] == ["N", "C", "T"]
 
 
+@pytest.mark.parametrize(
+    ("place", "norms"), [("pre", [0, 2]), ("post", [1, 3])], ids=["pre", "post"]
+)
+def test_a_block_has_its_norms_before_or_after_each_branch(ax, place, norms):
+    assert layer_norm.transformer_block(ax, place) is ax
+    boxes = [patch for patch in ax.patches if isinstance(patch, plt.Rectangle)]
+    boxes.sort(key=plt.Rectangle.get_x)
+    orange = to_rgba(plots.color("LN"))
+    assert [i for i, box in enumerate(boxes) if box.get_facecolor() == orange] == norms
+    # Each bypass leaves before what it goes around, and comes back in its sum.
+    sums = sorted(p.center[0] for p in ax.patches if isinstance(p, plt.Circle))
+    forks = [line.get_xdata()[0] for line in ax.lines]
+    assert [line.get_xdata()[-1] for line in ax.lines] == sums
+    around = [
+        [i for i, box in enumerate(boxes) if start < box.get_x() < end]
+        for start, end in zip(forks, sums, strict=True)
+    ]
+    assert around == ([[0, 1], [2, 3]] if place == "pre" else [[0], [2]])
+
+
 def test_a_token_is_a_row_and_a_gamma_a_column(ax):
     layer_norm.directions(ax, (6, 5), row=3, column=1)
     row, column = (
@@ -44,13 +66,6 @@ def test_layer_norm_of_triples_lies_on_the_circle_that_is_drawn(ax):
     circle = ax.lines[0].get_xydata()
     assert np.allclose((dots**2).sum(1), 3)
     assert np.allclose((circle**2).sum(1), 3)
-
-
-def test_one_line_a_seed_and_one_name(ax):
-    layer_norm.seeds(ax, [0, 1], [[1, 2, 3], [4, 5, 6]], "LN", "three runs", ls=":")
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 4], [2, 5], [3, 6]]
-    assert {line.get_color() for line in ax.lines} == {plots.color("LN")}
-    assert ax.get_legend_handles_labels()[1] == ["three runs"]
 
 
 def test_a_dot_marks_what_comes_from_the_future_and_nothing_else(ax):

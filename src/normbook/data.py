@@ -87,14 +87,12 @@ def mnist(size: int = 14) -> Split:
 
 
 @cache
-def names(surnames: int = 0) -> Names:
+def names() -> Names:
     """5,163 first names of up to 11 letters: a tenth validates, another tests.
 
-    `surnames` adds that many of the most frequent surnames; a name that is both counts
-    once. Source: the 1990 census of the United States, as packaged by `names`.
+    Source: the 1990 census of the United States, as packaged by `names`.
     """
-    last = list(_census("all.last"))[:surnames]
-    known = {*_census("female.first"), *_census("male.first"), *last}
+    known = {*_census("female.first"), *_census("male.first")}
     shuffled = np.random.default_rng(0).permutation(sorted(known))
     letters = torch.zeros(len(shuffled), max(map(len, shuffled)), dtype=torch.long)
     for row, name in zip(letters, shuffled, strict=True):
@@ -152,7 +150,7 @@ def _square(name: str, size: int) -> Tensor:
 
 @cache
 def _census(part: str) -> dict[str, None]:
-    """The names of one list, the most frequent first."""
+    """The names of one list."""
     packaged = resources.files("names") / f"dist.{part}"
     lines = packaged.read_text().splitlines()
     return dict.fromkeys(line.split()[0].lower() for line in lines)

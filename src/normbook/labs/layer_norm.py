@@ -1,14 +1,17 @@
 """What layer norm does to sequences and to small batches: the runs of chapter 3.
 
 Every function returns a plain record: lists with one number a seed, and the settings
-that they belong to. Nets read names letter by letter; their losses are in bits a
+that they belong to. Nets read first names letter by letter; their losses are in bits a
 letter. Rates are chosen on the validation names, results are of the test names. The
 nets are in `normbook.training.sequences`. `python -m normbook.labs.layer_norm` makes
-the long runs and keeps them in `records/layer_norm.json`.
+the long runs and keeps them in `records/layer_norm.json`; with names of runs behind it,
+only those.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +31,6 @@ from normbook.training.sequences import (
     every_copy,
     fit,
     random_names,
-    stream,
-    windows,
 )
 from normbook.training.stacked import SEEDS, Record, Seeds
 
@@ -51,7 +52,7 @@ def badly_scaled(
     seeds: Seeds = SEEDS,
     steps: int = 300,
 ) -> Record:
-    """Recurrent nets on first names, all first weights multiplied by a scale.
+    """Recurrent nets on names, their initial W and U multiplied by a scale.
 
     `cell` is RNN (of tanh) or LSTM. Adam, gradients clipped to norm 1. `validation` is
     scales × rates × seeds; `test` (scales × seeds) is at the rate, one of `chosen`,
@@ -96,7 +97,7 @@ def learning_curves(
     cell: str = "LSTM",
     width: int = 64,
     batch: int = BATCH,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] = (*RATES, 0.03),
     seeds: Seeds = SEEDS,
     steps: int = 300,
     every: int = 25,
@@ -142,34 +143,38 @@ def gradient_norms(
     place: str,
     *,
     kind: str = "LN",
-    depths: Sequence[int] = (6, 12, 24),
-    width: int = 64,
-    batch: int = 24,
+    depths: Sequence[int] = (6, 12, 24, 48),
+    width: int = 32,
+    batch: int = 32,
     seeds: Seeds = SEEDS,
 ) -> Record:
-    """Gradients of a transformer's hidden layers at its first weights.
+    """Gradients of a transformer's hidden layers at initialization.
 
     The norm of ∂L/∂W for the second matrix of every block's hidden layer, on `batch`
-    pieces of 48 letters, loss in nats. `last` is that of the last block, depths ×
-    seeds; `blocks` has all of the deepest net, blocks × seeds.
+    names, loss in nats. `last` is that of the last block, depths × seeds; `blocks` has
+    all of the deepest net, blocks × seeds. `exponents` has, for each seed, the slope of
+    log `last` against log depth, fitted by least squares.
     """
-    text, last, blocks = stream(data.names(20000).train), [], []
+    last, blocks = [], []
     for depth in depths:
         net = Transformer(seeds, kind, place, depth=depth, width=width)
-        x, y, where = next(windows(text, seeds, batch, 48))
-        loss = math.log(2) * bits(net(x), y, where).sum()
+        x, y, where = next(random_names(data.names().train, seeds, batch))
+        loss = math.log(2) * bits(net(x, where), y, where).sum()
         weights = [
             p for name, p in net.named_parameters() if name.endswith("back.weight")
         ]
         gradients = torch.autograd.grad(loss, weights)
         blocks = [g.flatten(1).norm(dim=1).tolist() for g in gradients]
         last.append(blocks[-1])
+    log_depth, log_norm = torch.tensor(depths).log(), torch.tensor(last).log()
+    away = log_depth - log_depth.mean()
     return {
         "place": place,
         "kind": kind,
         "depths": list(depths),
         "last": last,
         "blocks": blocks,
+        "exponents": (away @ log_norm / away.square().sum()).tolist(),
     }
 
 
@@ -178,38 +183,33 @@ def transformer(
     place: str = "pre",
     *,
     warm_up: int = 0,
-    rate: float = 0.002,
-    depth: int = 6,
-    width: int = 64,
-    batch: int = 24,
+    rate: float = 0.003,
+    depth: int = 8,
+    width: int = 32,
+    batch: int = 32,
     seeds: Seeds = SEEDS,
-    steps: int = 200,
-    every: int = 20,
+    steps: int = 150,
+    every: int = 50,
 ) -> Record:
-    """A small transformer on a stream of 24,003 names: its validation curve and test.
+    """The decoder of chapter 3: its validation curve and its test loss.
 
-    `depth` blocks, batches of pieces of 48 letters, Adam at a constant rate
-    after `warm_up` steps of linear rise. `validation` is points × seeds, a point at
-    each of `steps`. `unigram` is the test loss of one who knows only how frequent each
-    letter is.
+    `depth` blocks, Adam at a constant rate after `warm_up` steps of linear rise.
+    `validation` is points × seeds, a point at each of `steps`.
     """
-    names = data.names(20000)
-    text, copies = stream(names.train), len(seeds)
+    names, copies = data.names(), len(seeds)
     net = Transformer(seeds, kind, place, depth=depth, width=width)
-    held_out = [
-        next(windows(stream(part), [0] * copies, 64, 48))
-        for part in (names.validation, names.test)
-    ]
+    validation, test = (
+        every_copy(part, copies) for part in (names.validation, names.test)
+    )
     curve = fit(
         net,
-        windows(text, seeds, batch, 48),
+        random_names(names.train, seeds, batch),
         steps=steps,
         rates=[rate] * copies,
         warm_up=warm_up,
-        watch=lambda step: evaluate(net, held_out[0]),
+        watch=lambda step: evaluate(net, validation),
         every=every,
     )
-    frequency = text.bincount(minlength=data.LETTERS) / len(text)
     return {
         "kind": kind,
         "place": place,
@@ -217,8 +217,7 @@ def transformer(
         "rate": rate,
         "steps": list(range(0, steps + 1, every)),
         "validation": curve,
-        "test": evaluate(net, held_out[1]),
-        "unigram": -frequency[held_out[1][1]].log2().mean().item(),
+        "test": evaluate(net, test),
     }
 
 
@@ -428,9 +427,9 @@ def longer_than_trained(
 def long_runs() -> dict[str, Callable[[], Record]]:
     """Every recorded run by name; called, it gives its record.
 
-    Five seeds, three for the transformers that are trained.
+    With five seeds, six for trained transformers and twenty for their gradients.
     """
-    few, some = tuple(range(3)), tuple(range(5))
+    five, six, twenty = range(5), range(6), range(20)
 
     def by_kind(
         run: Callable[..., Record], *kinds: str, **settings: Any
@@ -438,38 +437,36 @@ def long_runs() -> dict[str, Callable[[], Record]]:
         return lambda: {kind: run(kind, **settings) for kind in kinds}
 
     def warm_up() -> Record:
+        post = partial(transformer, "LN", "post", seeds=six)
         return {
-            "Post-LN": transformer("LN", "post", seeds=few),
-            "Post-LN, warm-up": transformer("LN", "post", warm_up=100, seeds=few),
-            "Pre-LN": transformer("LN", "pre", seeds=few),
-            "Post-LN, a quarter of the rate": transformer(
-                "LN", "post", rate=0.0005, seeds=few
-            ),
+            "Pre-LN": transformer("LN", "pre", seeds=six),
+            "Post-LN, a quarter of the rate": post(rate=0.00075),
+            **{f"Post-LN, {n} steps": post(warm_up=n) for n in (0, 3, 10, 30, 100)},
         }
 
     def digits() -> Record:
         return {
-            f"{kind} {batch}": small_batches(kind, batch, seeds=some)
+            f"{kind} {batch}": small_batches(kind, batch, seeds=five)
             for kind in ("LN", "BN")
             for batch in (1, 2, 4, 32)
         }
 
     return {
-        "names_alive": lambda: names_alive(seeds=some),
-        "padding_moves": lambda: padding_moves(seeds=some),
-        "gradient_norms": by_kind(gradient_norms, "post", "pre", seeds=some),
-        "badly_scaled": by_kind(badly_scaled, "none", "LN", seeds=some),
-        "learning_curves": by_kind(learning_curves, "none", "LN", seeds=some),
+        "names_alive": lambda: names_alive(seeds=five),
+        "padding_moves": lambda: padding_moves(seeds=five),
+        "gradient_norms": by_kind(gradient_norms, "post", "pre", seeds=twenty),
+        "badly_scaled": by_kind(badly_scaled, "none", "LN", seeds=five),
+        "learning_curves": by_kind(learning_curves, "none", "LN", seeds=five),
         "small_batches": digits,
         "longer_than_trained": by_kind(
-            longer_than_trained, "none", "LN", "BN", "shared BN", seeds=some
+            longer_than_trained, "none", "LN", "BN", "shared BN", seeds=five
         ),
         "time_statistics": by_kind(
-            time_statistics, "none", "LN", "BN", "shared BN", seeds=some
+            time_statistics, "none", "LN", "BN", "shared BN", seeds=five
         ),
         "warm_up": warm_up,
         "norms_in_a_transformer": by_kind(
-            transformer, "none", "BN", "RMSNorm", "DyT", seeds=few
+            transformer, "none", "BN", "RMSNorm", "DyT", seeds=six
         ),
     }
 
@@ -477,4 +474,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command = "python -m normbook.labs.layer_norm"
-    run_and_record("layer_norm", long_runs(), command)
+    run_and_record("layer_norm", long_runs(), command, only=sys.argv[1:])

@@ -7,9 +7,23 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from normbook.plots import ACCENT, EDGE, INK, color
+from normbook.plots.blocks import FORK, SUM, chain
 
 # Two directions that span the plane of triples that sum to zero.
 PLANE = np.array([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / np.sqrt([[2.0], [6.0]])
+
+
+def transformer_block(ax: Axes, place: str) -> Axes:
+    """Draw a block of a transformer, its layer norms before or after the sums.
+
+    `place` is pre or post. Source: Xiong et al. 2020, figure 1.
+    """
+    norm = "layer\nnorm"
+    steps: list[str] = []
+    for branch in ("attention", "two linear\nlayers"):
+        around = [norm, branch, SUM] if place == "pre" else [branch, SUM, norm]
+        steps += [FORK, *around]
+    return chain(ax, steps, {norm: "LN"}, bypass="x as it is")
 
 
 def directions(ax: Axes, shape: tuple[int, int], row: int, column: int) -> Axes:
@@ -53,13 +67,6 @@ def plane(ax: Axes, triples: Any, shades: Any, title: str) -> Axes:
     ax.scatter(across, up, c=shades, cmap="copper", s=16, zorder=3)
     ax.set(aspect="equal", xticks=[], yticks=[], title=title)
     ax.grid(visible=False)
-    return ax
-
-
-def seeds(ax: Axes, x: Any, runs: Any, kind: str, name: str, **style: Any) -> Axes:
-    """Draw a line a seed, runs (points × seeds), where a mean would describe none."""
-    lines = ax.plot(x, np.asarray(runs, float), color=color(kind), lw=1.3, **style)
-    lines[0].set_label(name)
     return ax
 
 

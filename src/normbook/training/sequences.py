@@ -1,7 +1,7 @@
 """Recurrent nets and transformers that read names, many trained at once.
 
 As in `stacked`: S networks stand side by side in the channel axis, each with its own
-first weights, batches and learning rate, and copies never mix. Names are (N, S, T)
+initial weights, batches and learning rate, and copies never mix. Names are (N, S, T)
 integers; a net predicts every next letter, and the end of a name.
 """
 
@@ -30,15 +30,17 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class StepNorm(nn.Module):
-    """The norm of one time step of a recurrent net: shared BN, or a kind of `norm`.
+    """The norm of time steps: shared BN, or a kind of `norm`.
 
     BN keeps running statistics for each of `steps` steps and takes those of the last
     beyond; shared BN keeps one set for all steps. Both count living names only, and
-    where fewer than two live in a copy, all use what they remember. γ starts at 0.1
-    (Cooijmans et al. 2016).
+    where fewer than two live in a copy, all use what they remember. `gamma` is their
+    initial γ; recurrent nets take 0.1 (Cooijmans et al. 2017).
     """
 
-    def __init__(self, kind: str, copies: int, channels: int, steps: int):
+    def __init__(
+        self, kind: str, copies: int, channels: int, steps: int, gamma: float = 0.1
+    ):
         super().__init__()
         sets = {"BN": steps, "shared BN": 1}.get(kind, 0)
         self.plain = nn.Identity() if sets else norm(kind, copies, channels)
@@ -47,7 +49,7 @@ class StepNorm(nn.Module):
             nb.BatchNorm(width, affine=False) for _ in range(sets)
         )
         if sets:
-            self.weight = nn.Parameter(torch.full((width,), 0.1))
+            self.weight = nn.Parameter(torch.full((width,), gamma))
             self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, step: int, live: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class Recurrent(nn.Module):
     """Tanh RNNs or LSTMs, one a seed: (N, S, T) letters to (N, S, T, 27) logits.
 
     The norm acts on W x and on U h apart, and in an LSTM on the cell (Ba et al. 2016).
-    `scales` multiplies the first W and U of each copy.
+    `scales` multiplies the initial W and U of each copy.
     """
 
     def __init__(
@@ -140,9 +142,10 @@ class Recurrent(nn.Module):
 class Transformer(nn.Module):
     """Causal transformers, one a seed: (N, S, T) letters to (N, S, T, 27) logits.
 
-    `place` is pre (the norm stands in the branch, and once more before the head) or
-    post (after each sum). First weights are Gaussian after Glorot, as in Xiong et al.
-    2020; four heads, hidden layers of 4 × `width`.
+    The decoder of chapter 3. `place` is pre (the norm stands in the branch, and once
+    more before the head) or post (after each sum). Initial weights are Gaussian after
+    Glorot, as in Xiong et al. 2020; four heads, hidden layers of 4 × `width`. Batch
+    norm takes its statistics from all living letters.
     """
 
     def __init__(
@@ -151,9 +154,9 @@ class Transformer(nn.Module):
         kind: str = "LN",
         place: str = "pre",
         *,
-        depth: int = 6,
-        width: int = 64,
-        length: int = 48,
+        depth: int = 8,
+        width: int = 32,
+        length: int = 11,
     ):
         super().__init__()
         if place not in ("pre", "post"):
@@ -166,7 +169,7 @@ class Transformer(nn.Module):
             Block(copies, width, kind, place) for _ in range(depth)
         )
         last = kind if place == "pre" else "none"
-        self.last_norm = norm(last, copies, width)
+        self.last_norm = StepNorm(last, copies, width, steps=1, gamma=1.0)
         self.head = Linear(copies, width, LETTERS)
         self._initialize(seeds)
 
@@ -186,36 +189,43 @@ class Transformer(nn.Module):
                     std = 1 / math.sqrt(inputs)
                 layer.weight[copy].normal_(0, std, generator=g)
 
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, live: Tensor) -> Tensor:
         samples, copies, steps = x.shape
         copy = torch.arange(copies)[:, None]
         h = (self.embed[copy, x] + self.place[:, :steps]).transpose(1, 2)
         h = h.flatten(2).flatten(0, 1)
+        live = live.transpose(1, 2).flatten(0, 1)
         for block in self.blocks:
-            h = block(h, samples)
-        logits = self.head(self.last_norm(h)).unflatten(1, (copies, LETTERS))
+            h = block(h, live, samples)
+        last = self.last_norm(h, 0, live)
+        logits = self.head(last).unflatten(1, (copies, LETTERS))
         return logits.unflatten(0, (samples, steps)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer, each with a sum and a norm: (N·T, S·C), N."""
+    """Attention and a hidden layer, each with a sum and a norm.
+
+    From (N·T, S·C) features, (N·T, S) which of them live, and N.
+    """
 
     def __init__(self, copies: int, width: int, kind: str, place: str, heads: int = 4):
         super().__init__()
         self.copies, self.heads, self.place = copies, heads, place
-        self.norms = nn.ModuleList(norm(kind, copies, width) for _ in range(2))
+        self.norms = nn.ModuleList(
+            StepNorm(kind, copies, width, steps=1, gamma=1.0) for _ in range(2)
+        )
         self.qkv = Linear(copies, width, 3 * width, bias=False)
         self.out = Linear(copies, width, width, bias=False)
         self.hidden = Linear(copies, width, 4 * width)
         self.back = Linear(copies, 4 * width, width)
 
-    def forward(self, h: Tensor, samples: int) -> Tensor:
+    def forward(self, h: Tensor, live: Tensor, samples: int) -> Tensor:
         branches = (lambda x: self.attend(x, samples), self.feed)
         for branch, normalize in zip(branches, self.norms, strict=True):
             if self.place == "pre":
-                h = h + branch(normalize(h))
+                h = h + branch(normalize(h, 0, live))
             else:
-                h = normalize(h + branch(h))
+                h = normalize(h + branch(h), 0, live)
         return h
 
     def attend(self, x: Tensor, samples: int) -> Tensor:
@@ -250,25 +260,6 @@ def random_names(names: Tensor, seeds: Seeds, batch: int) -> Iterator[Batch]:
 
 def _next_letters(names: Tensor) -> Batch:
     return names, F.pad(names[:, :, 1:], (0, 1)), names > 0
-
-
-def stream(names: Tensor) -> Tensor:
-    """All names one after the other, a 0 between."""
-    ended = F.pad(names, (0, 1))
-    keep = torch.arange(ended.shape[1]) <= (names > 0).sum(1, keepdim=True)
-    return ended[keep]
-
-
-def windows(text: Tensor, seeds: Seeds, batch: int, length: int) -> Iterator[Batch]:
-    """Endless batches of pieces of a stream, each copy its own."""
-    generators = [torch.Generator().manual_seed(1000 + seed) for seed in seeds]
-    while True:
-        starts = [
-            torch.randint(len(text) - length, (batch,), generator=g) for g in generators
-        ]
-        piece = text[torch.stack(starts, 1)[..., None] + torch.arange(length + 1)]
-        x, y = piece[..., :-1], piece[..., 1:]
-        yield x, y, torch.ones_like(y, dtype=torch.bool)
 
 
 # ----------------------------------------------------------------- training
