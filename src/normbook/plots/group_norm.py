@@ -9,6 +9,25 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.patches import Rectangle
 
 from normbook.plots import INK, color
+from normbook.plots.blocks import PLAIN, residual
+
+
+def residual_block(ax: Axes) -> Axes:
+    """Draw a residual block of a U-Net from left to right, group norm in its colour.
+
+    Each convolution stands behind its norm and SiLU; the sum with x is last. Source: Ho
+    et al. 2020, appendix B.
+    """
+    boxes = [
+        ("group\nnorm", color("GN")),
+        ("SiLU", PLAIN),
+        ("conv 3×3", PLAIN),
+        ("group\nnorm", color("GN")),
+        ("SiLU", PLAIN),
+        ("conv 3×3", PLAIN),
+        ("+", None),
+    ]
+    return residual(ax, boxes)
 
 
 def strip(ax: Axes, members: Sequence[int], title: str) -> Axes:
