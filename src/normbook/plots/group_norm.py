@@ -128,7 +128,7 @@ def values(ax: Axes, nets: Mapping[str, Any]) -> Axes:
             spread = layer + shift + np.linspace(-0.08, 0.08, len(counts))
             fill = "none" if shift == shifts[0] else color("BN")
             ax.plot(spread, counts, "o", color=color("BN"), mfc=fill, ms=4)
-        ax.lines[-1].set_label(f"net {name}")
+        ax.lines[-1].set_label(name)
     for layer, positions in enumerate(deepest):
         ax.plot([layer - 0.4, layer + 0.4], [positions] * 2, ":", color="0.4")
     sides = [round(positions**0.5) for positions in deepest]
