@@ -143,6 +143,19 @@ def test_positions_that_are_all_alike_count_once():
     assert record["pooled"] < 0.002 < group_norm.what_passes(2, 4)["pooled"]
 
 
+@pytest.mark.parametrize("samples", [8, 32])
+def test_a_gradient_behind_a_relu_passes_but_for_two_directions(samples):
+    """On one position the mask halves dy; what is lost is its share along 1 and x̂."""
+    x_hat = torch.randn(4000, samples, dtype=torch.float64)
+    x_hat = (x_hat - x_hat.mean(1, keepdim=True)) / x_hat.std(
+        1, correction=0, keepdim=True
+    )
+    active = (x_hat > 0).double()
+    lost = (active.sum() + (active * x_hat**2).sum()) / samples / active.sum()
+    record = group_norm.what_passes(samples, 1)
+    assert record["pooled"] == pytest.approx(1 - lost.item(), abs=0.02)
+
+
 @pytest.mark.parametrize("alike", [0.0, 0.3, 1.0])
 def test_values_are_those_of_the_variance_of_the_mean(alike):
     torch.manual_seed(0)
@@ -238,6 +251,29 @@ def test_turned_images_are_turned_and_few():
     assert len(turned.train.y) == 300
     assert torch.equal(turned.test.x[:, 0], plain.test.x[:, :, -1])
     assert torch.equal(turned.test.y, plain.test.y)
+
+
+def test_a_stack_to_tune_holds_each_seed_once_for_every_rate():
+    settings = {"steps": 3}
+    once = group_norm.upright("A", "BN", (0, 1), 1, **settings)
+    twice = group_norm.upright("A", "BN", (0, 1), 2, **settings)
+    x = data.mnist().test.x[:50]
+    with torch.no_grad():
+        short = once(stacked.side_by_side(x, 2))
+        long = twice(stacked.side_by_side(x, 4))
+    assert torch.allclose(long, torch.cat([short, short], dim=1), atol=1e-5)
+    twice[0].weight.data.zero_()  # the nets that are remembered stay
+    assert torch.equal(
+        group_norm.upright("A", "BN", (0, 1), 1, **settings)[0].weight, once[0].weight
+    )
+
+
+def test_only_batch_norm_is_evaluated_anew():
+    run = {"images": "digits", "steps": 3, "rates": (0.1, 0.2)}
+    batch = group_norm.virtual_workers("C", "BN", 4, **run)
+    assert shape(batch["recalibrated"]) == (2, 3)
+    assert batch["recalibrated"] != batch["tests"]
+    assert "recalibrated" not in group_norm.virtual_workers("C", "GN", **run)
 
 
 def test_one_value_a_group_is_refused():

@@ -26,21 +26,27 @@ def defined(stem: str, *cells: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def decoders() -> dict[str, Any]:
+    """What chapter 3 defines, likewise."""
+    return defined("03_layer_norm", "setup", "data", "block", "net", "loss", "layer")
+
+
+@pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """What chapter 2 defines: its data, its net, its loop and its layer."""
     return defined("02_batch_norm", "setup", "data", "net", "layer")
 
 
 @pytest.fixture(scope="module")
-def decoders() -> dict[str, Any]:
-    """What chapter 3 defines, likewise."""
-    return defined("03_layer_norm", "setup", "data", "block", "net", "loss", "layer")
+def groups() -> dict[str, Any]:
+    """The same of chapter 5, and its norms."""
+    cells = ("setup", "data", "net", "per-device-layer", "layer", "groups-of")
+    return defined("05_group_norm", *cells)
 
 
-def stacked(net: nn.Sequential) -> nn.Sequential:
+def stacked(net: nn.Sequential, kind: str, each: int | None = None) -> nn.Sequential:
     """The lab's net, one copy, with the weights of the lesson's."""
-    kind = "BN" if any(hasattr(layer, "running_mean") for layer in net) else "none"
-    one = convolutional([0], kind, widths=(16, 32, 64, 64))
+    one = convolutional([0], kind, widths=(16, 32, 64, 64), each=each)
     pairs = zip(
         [layer for layer in net if list(layer.parameters())],
         [layer for layer in one if list(layer.parameters())],
@@ -60,10 +66,28 @@ def stacked(net: nn.Sequential) -> nn.Sequential:
 def test_the_net_of_the_lesson_is_that_of_the_lab(
     lesson: dict[str, Any], kind: str
 ) -> None:
-    """The same losses before and after the same step, from the same weights."""
     norm = None if kind == "none" else eval(kind, lesson)
     net = lesson["make_net"](norm=norm).train()
-    one = stacked(net).train()
+    steps_alike(lesson, net, stacked(net, "none" if norm is None else "BN").train())
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "each"),
+    [
+        ("PerDevice", "BN", 2),
+        ("four_groups", "GN", None),
+        ("groups_of(4)", "GN", None),
+    ],
+)
+def test_the_net_of_chapter_5_is_that_of_its_lab(
+    groups: dict[str, Any], norm: str, kind: str, each: int | None
+) -> None:
+    net = groups["make_net"](eval(norm, groups)).train()
+    steps_alike(groups, net, stacked(net, kind, each).train())
+
+
+def steps_alike(lesson: dict[str, Any], net: nn.Module, one: nn.Module) -> None:
+    """The same losses before and after the same step, from the same weights."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     ours = SGD(one.parameters(), [0.1])
     x, y = lesson["x_train"][:32], lesson["y_train"][:32]

@@ -7,9 +7,23 @@ matplotlib.use("agg")
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.patches import Rectangle
 
 from normbook import plots
 from normbook.plots import group_norm
+
+
+def test_a_block_shows_group_norm_in_its_colour_before_each_activation(ax):
+    assert group_norm.residual_block(ax) is ax
+    boxes = sorted(
+        (patch for patch in ax.patches if isinstance(patch, Rectangle)),
+        key=Rectangle.get_x,
+    )
+    pink = to_rgba(plots.color("GN"))
+    assert [box.get_facecolor() == pink for box in boxes] == [1, 0, 0, 1, 0, 0]
+    words = [text.get_text() for text in ax.texts if text.get_position()[1] == 0]
+    named = [word for word in words if word not in ("", "x", "y", "+")]
+    assert named == ["group\nnorm", "SiLU", "conv 3×3"] * 2
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
@@ -95,5 +109,5 @@ def test_values_stand_over_their_map_and_the_first_net_is_open(ax):
     assert fills == ["none"] * 2 + [plots.color("BN")] * 3
     bars = [line.get_ydata()[0] for line in ax.lines if line.get_marker() != "o"]
     assert bars == [16, 4, 1]
-    assert ax.get_legend_handles_labels()[1] == ["net A", "net B"]
+    assert ax.get_legend_handles_labels()[1] == ["A", "B"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4×4", "2×2", "1×1"]

@@ -6,7 +6,7 @@ for the 8×8 digits (last map 2×2). SGD with momentum 0.9 and weight decay 1e-4
 falling along half a cosine wave, batches of 32 and random shifts of up to 2 pixels,
 unless a function says otherwise. Rates are chosen on validation images. What runs
 returns a plain record, errors in %. `python -m normbook.labs.group_norm` makes the long
-runs and keeps them in `records/group_norm.json`.
+runs and keeps them in `records/group_norm.json`; with the names of some runs, these.
 
 Two cures for small batches are each a small function: `batch_renorm` and
 `standardized_weights` are the mathematics; `use_batch_renorm` and
@@ -14,7 +14,7 @@ Two cures for small batches are each a small function: `batch_renorm` and
 norm (Hoffer et al. 2017), needs no code: it is `WorkerBatchNorm` with sub-batches.
 """
 
-import copy
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +40,7 @@ from normbook.training.stacked import (
     errors_by_rate,
     grouped,
     losses,
+    recalibrated,
     shuffled,
     side_by_side,
     train,
@@ -211,10 +212,18 @@ def build(
 
 
 def upright(net: Net, kind: str, seeds: Seeds, times: int, steps: int) -> nn.Sequential:
-    """The stack before tuning: each seed `times` times, for as many rates."""
-    copies = tuple(seeds) * times
-    rates = (RATE,) * len(copies)
-    return trained_on_mnist(kind, copies, rates, steps=steps, widths=_widths(net))
+    """A new stack before tuning: each seed `times` times, for as many rates."""
+    alone = trained_on_mnist(
+        kind, tuple(seeds), (RATE,) * len(seeds), steps=steps, widths=_widths(net)
+    )
+    stack, _ = build(net, kind, tuple(seeds) * times, BATCH, GROUPS, steps)
+    with torch.no_grad():
+        for value, of_one in zip(
+            stack.state_dict().values(), alone.state_dict().values(), strict=True
+        ):
+            # The first axis is split by copy; a counter has none.
+            value.copy_(torch.cat([of_one] * times) if of_one.ndim else of_one)
+    return stack.eval()
 
 
 # ------------------------------------------------------------- small batches
@@ -238,7 +247,8 @@ def virtual_workers(
     `net` and `kind` as in `build`. `images` names MNIST, shifted or unshifted, or the
     digits. `validation` and `tests` are rates × seeds; `rate` is the one that
     validation prefers, and at this rate are `test` and `loss`, the training loss over
-    the last 50 steps, one a seed.
+    the last 50 steps, one a seed. Batch norm has `recalibrated` as well: `tests` with
+    statistics taken anew from all training images, as they are without shifts.
     """
     load, shift = IMAGES[images]
     split = load()
@@ -256,6 +266,10 @@ def virtual_workers(
     )
     chosen = errors_by_rate(stack, split, rates, seeds)
     loss = history[-50:].mean(0).view(len(rates), -1)[rates.index(chosen["rate"])]
+    if kind == "BN":
+        with recalibrated(stack, split.train.x, len(copies)):
+            anew = errors(stack, split.test, len(copies))
+        chosen["recalibrated"] = anew.view(len(rates), -1).tolist()
     return {
         "net": net,
         "kind": kind,
@@ -363,7 +377,7 @@ def fine_tuning(
     """
     turned = _turned(data.mnist(), images)
     copies, per_copy = crossed(rates, seeds)
-    stack = copy.deepcopy(upright(net, kind, seeds, len(rates), before))
+    stack = upright(net, kind, seeds, len(rates), before)
     untuned = errors(stack, turned.test, len(copies))[: len(seeds)]
     for layer in stack:
         if isinstance(layer, WorkerBatchNorm):
@@ -412,8 +426,9 @@ def what_passes(
     Two positions of a sample correlate by `alike`; the mean of the set then counts as
     `values` independent values, n·H·W/(1 + (H·W − 1)·alike). `size` is the mean of |x̂|;
     `gradient` the share of a random dy that reaches x, Σ(σ·dx)²/Σdy²; `pooled` the same
-    for a dy that is equal at all positions of a sample, as a mean over the map sends it
-    back; `of_few` the share of Σdx² that a hundredth of the channels carries.
+    for a dy that is equal where x̂ > 0 in a sample, and 0 elsewhere, as a mean over the
+    map behind a ReLU sends it back; `of_few` the share of Σdx² that a hundredth of the
+    channels carries.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -428,6 +443,7 @@ def what_passes(
         dx = functional.batch_norm_vjp(dy, x).x
         return ((std * dx) ** 2).sum().item() / (dy**2).sum().item()
 
+    x_hat = functional.batch_norm(x)
     dy = draw(samples, channels, positions)
     sent = (functional.batch_norm_vjp(dy, x).x ** 2).sum((0, 2))
     most = sent.sort(descending=True).values[: channels // 100]
@@ -436,9 +452,9 @@ def what_passes(
         "positions": positions,
         "alike": alike,
         "values": samples * positions / (1 + (positions - 1) * alike),
-        "size": functional.batch_norm(x).abs().mean().item(),
+        "size": x_hat.abs().mean().item(),
         "gradient": passed(dy),
-        "pooled": passed(draw(samples, channels, 1).expand_as(x)),
+        "pooled": passed(draw(samples, channels, 1) * (x_hat > 0)),
         "of_few": (most.sum() / sent.sum()).item(),
     }
 
@@ -542,8 +558,10 @@ def long_runs(
     """Every recorded run by name; called, it gives its record.
 
     In a record "BN 4" has statistics of 4 images. Rates are chosen where the statistics
-    are compared, in `virtual_workers` and `fine_tuning`; all else is at 0.1.
+    are compared, in `virtual_workers`, `two_images` and `fine_tuning`; all else is at
+    0.1. What a review doubted has `fresh` seeds, and rates beyond those preferred.
     """
+    fresh = tuple(len(seeds) + seed for seed in seeds)
     alike: dict[str, Any] = {"seeds": seeds, "steps": steps, "rates": RATES}
     by_size = [f"BN {size}" for size in SIZES]
 
@@ -556,6 +574,14 @@ def long_runs(
     def small_batches() -> Record:
         cures = ("batch renorm 2", "BN + WS 2", "GN + WS")
         return {net: workers(net, *by_size, "GN", "none", *cures) for net in "AB"}
+
+    def two_images() -> Record:
+        names = ("BN 32", "BN 2", "GN")
+        again = {"seeds": fresh[:3]}
+        return {
+            "A": workers("A", *names, "batch renorm 2", rates=(0.1, 0.2, 0.4), **again),
+            "B": workers("B", *names, rates=(0.005, 0.05, 0.1), **again),
+        }
 
     def paper() -> Record:
         settings: dict[str, Any] = {"seeds": seeds, "epochs": max(1, steps // 188)}
@@ -571,6 +597,10 @@ def long_runs(
     def longer() -> Record:
         names = ("BN 32", "BN 4", "BN 2", "GN")
         return workers("A", *names, rates=(RATE,), steps=3 * steps)
+
+    def longer_and_slower() -> Record:
+        slow = {"rates": (0.002,), "seeds": fresh[:3]}
+        return workers("B", "BN 2", steps=3 * steps, **slow)
 
     def by_class() -> Record:
         return {
@@ -598,12 +628,16 @@ def long_runs(
         }
 
     def tuned() -> Record:
-        settings: dict[str, Any] = {"seeds": seeds, "before": steps // 2}
+        settings: dict[str, Any] = {"seeds": fresh, "before": steps // 2}
+        settings["rates"] = (0.03, *RATES[1:], 0.4)
         return {
-            "BN 32": fine_tuning("BN", **settings),
-            "BN 2": fine_tuning("BN", 2, **settings),
-            "BN frozen": fine_tuning("BN", frozen=True, **settings),
-            "GN": fine_tuning("GN", **settings),
+            net: {
+                "BN 32": fine_tuning("BN", net=net, **settings),
+                "BN 2": fine_tuning("BN", 2, net=net, **settings),
+                "BN frozen": fine_tuning("BN", frozen=True, net=net, **settings),
+                "GN": fine_tuning("GN", net=net, **settings),
+            }
+            for net in "AB"
         }
 
     def elsewhere() -> Record:
@@ -635,6 +669,8 @@ def long_runs(
         "values_that_count": lambda: {
             net: values_that_count(net, seeds=seeds, steps=steps // 2) for net in "AB"
         },
+        "two_images": two_images,
+        "longer_and_slower": longer_and_slower,
     }
 
 
@@ -647,4 +683,4 @@ def _parsed(name: str) -> tuple[str, int | None]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command = "python -m normbook.labs.group_norm"
-    run_and_record("group_norm", long_runs(), command)
+    run_and_record("group_norm", long_runs(), command, only=sys.argv[1:])

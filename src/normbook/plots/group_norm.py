@@ -9,6 +9,17 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.patches import Rectangle
 
 from normbook.plots import INK, color
+from normbook.plots.blocks import FORK, SUM, chain
+
+
+def residual_block(ax: Axes) -> Axes:
+    """Draw a residual block of a U-Net from left to right, group norm in its colour.
+
+    Each convolution stands behind its norm and SiLU; the sum with x is last. Source: Ho
+    et al. 2020, appendix B.
+    """
+    steps = [FORK, *("group\nnorm", "SiLU", "conv 3×3") * 2, SUM]
+    return chain(ax, steps, {"group\nnorm": "GN"}, bypass="x as it is")
 
 
 def strip(ax: Axes, members: Sequence[int], title: str) -> Axes:
@@ -109,7 +120,7 @@ def values(ax: Axes, nets: Mapping[str, Any]) -> Axes:
             spread = layer + shift + np.linspace(-0.08, 0.08, len(counts))
             fill = "none" if shift == shifts[0] else color("BN")
             ax.plot(spread, counts, "o", color=color("BN"), mfc=fill, ms=4)
-        ax.lines[-1].set_label(f"net {name}")
+        ax.lines[-1].set_label(name)
     for layer, positions in enumerate(deepest):
         ax.plot([layer - 0.4, layer + 0.4], [positions] * 2, ":", color="0.4")
     sides = [round(positions**0.5) for positions in deepest]
