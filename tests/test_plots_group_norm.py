@@ -36,17 +36,6 @@ def test_the_block_colours_as_many_channels_as_a_group_has(ax, groups):
     assert filled == 6 // groups + 2 * (6 // groups) + 2
 
 
-def test_channels_of_a_group_share_a_shade_and_a_letter(ax):
-    group_norm.strip(ax, [0, 0, 1, 1, 2, 2], "neighbours")
-    shades = [patch.get_facecolor() for patch in ax.patches]
-    assert shades[::2] == shades[1::2]
-    assert len(set(shades)) == 3
-    assert shades[0] == to_rgba(plots.color("GN"))
-    letters = "".join(text.get_text() for text in ax.texts[::2])
-    assert letters == "aabbcc"
-    assert [text.get_text() for text in ax.texts[1::2]] == list("012345")
-
-
 def test_a_cell_is_filled_where_an_input_moves_an_output(ax):
     moves = np.eye(4)
     moves[0, 3] = 1e-9

@@ -1,14 +1,13 @@
 """Figures of chapter 5: group norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.patches import Rectangle
+from matplotlib.colors import ListedColormap
 
-from normbook.plots import INK, color
+from normbook.plots import color
 from normbook.plots.blocks import FORK, SUM, chain
 
 
@@ -20,24 +19,6 @@ def residual_block(ax: Axes) -> Axes:
     """
     steps = [FORK, *("group\nnorm", "SiLU", "conv 3×3") * 2, SUM]
     return chain(ax, steps, {"group\nnorm": "GN"}, bypass="x as it is")
-
-
-def strip(ax: Axes, members: Sequence[int], title: str) -> Axes:
-    """Draw the channels of one sample in a row, those of a group in one shade.
-
-    members: the number of each channel's group.
-    """
-    ink, groups = np.array(to_rgb(color("GN"))), max(members) + 1
-    for channel, group in enumerate(members):
-        white = 0.9 * group / groups
-        fill = tuple(ink + white * (1 - ink))
-        ax.add_patch(Rectangle((channel, 0), 1, 1, fc=fill, ec=INK, lw=0.8))
-        ax.text(channel + 0.5, 0.5, "abcdefgh"[group], ha="center", va="center")
-        ax.text(channel + 0.5, -0.3, str(channel), ha="center", va="center", size=9)
-    ax.set(xlim=(-0.05, len(members) + 0.05), ylim=(-0.6, 1.05), aspect="equal")
-    ax.set_title(title)
-    ax.axis("off")
-    return ax
 
 
 def influence(ax: Axes, moves: Any, samples: int, kind: str, title: str) -> Axes:
