@@ -100,7 +100,7 @@ LEADS_TO = {
     "標準偏差で割る": "book/glossary",
     "誤差逆伝播": "book/glossary#term-backpropagation",
     "勾配が": "book/glossary",
-    "RMS正規化": "book/glossary",
+    "RMS正規化": "notebooks/03_layer_norm",
     # Written otherwise
     "レイヤ正規化": "book/glossary",
     "スケールパラメーター": "book/glossary",
