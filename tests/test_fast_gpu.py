@@ -104,9 +104,14 @@ def test_sizes_that_divide_badly_do_not_spill(name):
     check(ODD[name], torch.bfloat16, wide=False)
 
 
-@pytest.mark.parametrize("dtype", gpu.DTYPES, ids=str)
-def test_every_shipped_configuration(dtype):
-    for work in gpu.shipped():
+# float16 has bfloat16's tiles and differs in conversions alone: every fourth is built.
+@pytest.mark.parametrize(
+    ("dtype", "step"),
+    [(torch.float32, 1), (torch.bfloat16, 1), (torch.float16, 4)],
+    ids=str,
+)
+def test_every_shipped_configuration(dtype, step):
+    for work in list(gpu.shipped())[::step]:
         wide = work.S == 1 or work.S % 16 == 0
         check(work, dtype, wide=wide)
         if work.S == 1:
