@@ -590,9 +590,9 @@ class Results:
         self.in_vain.update(fault.on_page.keys())
         for claim, held in outcome.holds.items():
             names = self.breaks.get(claim)  # a change may be one of the sentence
-            if names is None or not self.usual.holds[claim] or held:
+            if names is None or len(names) == MOST:
                 continue
-            if len(names) == MOST:
+            if held or not self.usual.holds[claim]:
                 continue
             if not fault.instead or KERNELS_OFF not in names:
                 if not names:

@@ -33,9 +33,7 @@ def nothing_left_behind():
 
     before = state()
     yield
-    until = (
-        time.monotonic() + 5
-    )  # a stopped thread ends when it next gets the processor
+    until = time.monotonic() + 5  # a stopped thread ends at its next turn
     while state() != before and time.monotonic() < until:
         time.sleep(0.02)
     assert state() == before

@@ -18,7 +18,7 @@ from normbook.exercises.fast import launch
 from normbook.exercises.layers import EXERCISES as LAYERS
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-# Of no notebook: the layers as functions, which the lessons ask for as classes.
+# Of no notebook: folding, and layers as functions; the lessons ask for classes.
 WAITING = {
     "batch-norm",
     "group-norm",

@@ -180,9 +180,7 @@ class Practice(WordsDirective):
 
     def blocks(self, en: str, ja: str) -> Tag:
         """Return paragraphs of both languages side by side."""
-        en, ja = (
-            BLANK.sub("(\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE})", t) for t in (en, ja)
-        )
+        en, ja = (BLANK.sub(UNBROKEN, text) for text in (en, ja))
         return tag(
             "div",
             tag("div", *self.parse_text_to_nodes(en), classes=["en"]),

@@ -559,7 +559,7 @@ def long_runs(
 
     In a record "BN 4" has statistics of 4 images. Rates are chosen where the statistics
     are compared, in `virtual_workers`, `two_images` and `fine_tuning`; all else is at
-    0.1. What a review doubted has `fresh` seeds, and rates beyond those preferred.
+    0.1. What looked fragile has `fresh` seeds, and rates beyond those preferred.
     """
     fresh = tuple(len(seeds) + seed for seed in seeds)
     alike: dict[str, Any] = {"seeds": seeds, "steps": steps, "rates": RATES}
