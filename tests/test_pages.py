@@ -125,21 +125,22 @@ def visit(browser: Any, site: str) -> Any:
 
 # Of axe's rules, those that ask how things are coloured; the others see no scheme.
 COLOURED = ["color-contrast", "link-in-text-block"]
-# Contrast takes a millisecond a word, and most words are code in colours that an
-# earlier block of code had too. Marks each block that shows no new one.
+# Contrast takes a millisecond a word, and most words are coloured as words before them.
+# Marks each block that shows no element in a place that no earlier block has.
 MARK_REPEATS = """() => {
     const seen = new Set()
-    for (const block of document.querySelectorAll(".highlight")) {
-        const around = block.parentElement.closest("[class]").className
-        const colours = [block, ...block.querySelectorAll("span, a")].map(
-            (e) => [around, e.parentElement.className, e.className].join("|"))
-        block.toggleAttribute("data-repeats", colours.every((c) => seen.has(c)))
-        colours.forEach((c) => seen.add(c))
+    const blocks = ".highlight, .bd-article :is(p, li, tr, figcaption, article)"
+    const place = (e) => e && `${e.tagName}.${e.className.baseVal ?? e.className}`
+    for (const block of document.querySelectorAll(blocks)) {
+        const around = place(block.parentElement.closest("[class]"))
+        const places = [block, ...block.querySelectorAll("*")].map((e) =>
+            [around, place(e.parentElement), place(e), e.style.cssText].join("|"))
+        block.toggleAttribute("data-repeats", places.every((p) => seen.has(p)))
+        places.forEach((p) => seen.add(p))
     }
 }"""
 
 
-# A lab shows nothing in colours that no lesson has.
 @pytest.mark.parametrize(
     ("scheme", "path"),
     [("light", path) for path in PAGES]
