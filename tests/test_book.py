@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import claims_page  # noqa: E402
 import method_sets  # noqa: E402
 import repairs  # noqa: E402
 import static_math  # noqa: E402
+from bs4 import BeautifulSoup  # noqa: E402
 from fontTools.ttLib import TTFont  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 from sphinx.util.docutils import docutils_namespace  # noqa: E402
@@ -343,27 +345,129 @@ def test_table_says_what_the_paper_says() -> None:
 # ---------------------------------------------------------------- repairs
 
 
-def test_repair_takes_out_faults_and_nothing_else() -> None:
-    good = '<p>text</p><script src="doctools.js"></script>'
-    assert repairs.repair(good) == good
-    thebe = '<script type="text/x-thebe-config">\n{"a": 1}\n</script>'
-    kernel = "<script>kernelName = 'python3'</script>"
-    icons = '<script defer src="../_static/scripts/fontawesome.js?digest=1"></script>'
-    assert repairs.repair(thebe + good + kernel + icons) == good
-    corner = '<tr><th class="head"><p></p></th><th class="head"><p>a</p></th></tr>'
-    mended = '<tr><td></td><th class="head"><p>a</p></th></tr>'
-    assert repairs.repair(corner) == mended
-    side = '<div class="sidebar-primary-items__start sidebar-primary__section">'
-    assert 'role="navigation"' in repairs.repair(side)
+def mended(html: str) -> str:
+    page = BeautifulSoup(html, "html.parser")
+    repairs.repair(page, Counter())
+    return str(page)
+
+
+BUTTON = '<span class="btn__text-container">{}</span>'
+FOLD = """<div class="cell"><details class="hide"><summary aria-label="Toggle hidden
+content"><p class="collapsed">Show code</p><p class="expanded">Hide code</p></summary>
+</details>{}</div>"""
+
+
+@pytest.mark.parametrize(
+    ("repair", "fault", "instead"),
+    [
+        (
+            repairs.leave_out_scripts,
+            '<script src="searchtools.js"></script><script src="doctools.js"></script>'
+            '<script type="text/x-thebe-config">{}</script><script>kernelName = "p"'
+            '</script><script src="fontawesome.js?1"></script>',
+            '<script src="doctools.js"></script>',
+        ),
+        (
+            repairs.light_without_a_script,
+            '<html data-theme="auto"></html>',
+            '<html data-theme="light"></html>',
+        ),
+        (
+            repairs.skip_to_the_article,
+            '<main id="main-content"><article class="bd-article"></article></main>',
+            '<main><article class="bd-article" id="main-content" tabindex="-1">'
+            "</article></main>",
+        ),
+        (
+            repairs.name_buttons,
+            f'<button class="btn-download-pdf-button" title="Print to PDF">'
+            f"{BUTTON.format('.pdf')}</button>",
+            f'<button class="btn-download-pdf-button" title="Print this page">'
+            f"{BUTTON.format('Print')}</button>",
+        ),
+        (
+            repairs.name_buttons,
+            '<a class="btn-source-issues-button" href="https://a.b/new?title=Issue%20on'
+            '%20page%20%2Fnotebooks/05.html&amp;body=Your%20words"></a>',
+            '<a class="btn-source-issues-button" '
+            'href="https://a.b/new?title=notebooks%2F05.html%3A+"></a>',
+        ),
+        (
+            repairs.name_landmarks,
+            '<a class="reference internal">2. Batch norm</a><details><summary>'
+            "</summary></details>",
+            '<a class="reference internal">2. Batch norm</a><details><summary '
+            'aria-label="Sections of 2. Batch norm"></summary></details>',
+        ),
+        (
+            repairs.tables_and_lists,
+            '<tr><th class="head"><p></p></th><th class="head"><p>a</p></th></tr>',
+            '<tr><td></td><th class="head"><p>a</p></th></tr>',
+        ),
+        (
+            repairs.one_of_each_in_head,
+            "<title>Normalization \u2014 Normalization</title>",
+            "<title>Normalization</title>",
+        ),
+    ],
+)
+def test_a_repair_mends_its_fault_and_nothing_else(
+    repair: repairs.Repair, fault: str, instead: str
+) -> None:
+    page = BeautifulSoup(fault, "html.parser")
+    assert list(repair(page)) != []
+    assert str(page) == instead
+    assert mended(instead) == instead
+
+
+@pytest.mark.parametrize(
+    ("after", "name"),
+    [
+        (
+            '<div class="cell_output"><figure><span class="caption-number">Fig. 2.3 '
+            "</span></figure></div>",
+            "code of figure 2.3",
+        ),
+        ('<div class="cell_output"><p class="claim">a</p></div>', "check of the claim"),
+        ('<div class="cell_output">1</div>', "code of what is below"),
+        ("", "code that the cells below need"),
+    ],
+)
+def test_a_fold_says_what_it_holds(after: str, name: str) -> None:
+    page = mended(FOLD.format(after))
+    assert f">Show {name}" in page
+    assert f">Hide {name}" in page
+    assert "aria-label" not in page
+
+
+def test_a_repair_that_mends_nothing_is_told() -> None:
+    hits: Counter[str] = Counter()
+    repairs.repair(BeautifulSoup("<p>a</p>", "html.parser"), hits)
+    assert hits == {repair.__name__: 0 for repair in repairs.REPAIRS}
+
+
+def test_a_picture_has_its_size(tmp_path: Path) -> None:
+    head = '<svg xmlns="a" width="518.4pt" height="172.8pt" viewBox="0 0 518 173">'
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "_images" / "a.svg").write_text(head)
+    html = '<article class="bd-article"><img src="_images/a.svg"/>' * 2
+    page = BeautifulSoup(html, "html.parser")
+    first, second = repairs.size_pictures(page, tmp_path)
+    assert (first["width"], first["height"]) == ("691", "230")
+    assert ("loading" in first.attrs, second["loading"]) == (False, "lazy")
+    (tmp_path / "_images" / "a.svg").write_text('<svg width="100%">')
+    with pytest.raises(ValueError, match="no SVG with width and height in points"):
+        list(repairs.size_pictures(page, tmp_path))
 
 
 def test_japanese_is_marked_in_text_alone() -> None:
     script = '<script>let a = "正規化"</script><head><title>正規化</title></head>'
     page = f'{script}<p title="正規化">norm (<em>バッチ正規化</em>), 最適 here</p>'
-    assert repairs.repair(page) == (
+    assert mended(page) == (
         f'{script}<p title="正規化">norm (<em><span lang="ja">バッチ正規化</span></em>'
         '), <span lang="ja">最適</span> here</p>'
     )
+    assert mended(mended(page)) == mended(page)
 
 
 def test_only_icons_that_are_named_stay() -> None:

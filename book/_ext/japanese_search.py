@@ -12,6 +12,7 @@ before all pages that only contain it.
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from docutils import nodes
 from repairs import JAPANESE
@@ -111,8 +112,15 @@ def add_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
     ]
 
 
+def add_script(app: Sphinx, page: str, template: str, context: Any, tree: Any) -> None:
+    """Give the search page what makes Sphinx's search know this theme."""
+    if page == "search":
+        app.add_js_file("search.js", loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.setup_extension("words")
+    app.connect("html-page-context", add_script)
     app.add_search_language(EnglishAndJapanese)
     app.connect("doctree-resolved", add_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

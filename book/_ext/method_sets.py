@@ -168,9 +168,11 @@ def table() -> str:
         for axes in (NCHW, NTC)
     )
     return (
+        # Outside the box, which scrolls, so that a phone does not cut it off.
+        '<p class="table-caption" id="axes-caption">What each method takes its '
+        f"statistics over. Sizes are for {sizes}, G = {TABLE_GROUPS}.</p>"
         '<div class="wide" tabindex="0" role="region" aria-label="Table of axes">'
-        '<table class="axes"><caption>What each method takes its statistics over. '
-        f"Sizes are for {sizes}, G = {TABLE_GROUPS}.</caption><thead><tr>"
+        '<table class="axes" aria-labelledby="axes-caption"><thead><tr>'
         '<th scope="col">method</th><th scope="col">x</th><th scope="col">S</th>'
         '<th scope="col">one set for each</th><th scope="col">γ, β indexed by</th>'
         '<th scope="col">m = |S|</th><th scope="col">sets</th></tr></thead>'

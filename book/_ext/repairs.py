@@ -4,15 +4,23 @@ Nothing here changes the text. Thebe names another host; Font Awesome comes twic
 script of 1.5 MB and as fonts of 300 KB, for some twenty icons.
 """
 
-import logging
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString, Tag
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.util import logging
+
+LOG = logging.getLogger(__name__)
 
 FONTS = "vendor/fontawesome/webfonts"
 SHEET = "styles/pydata-sphinx-theme.css"
@@ -24,74 +32,225 @@ DROP = (
     "images/logo_deepnote.svg",
     "images/logo_jupyterhub.svg",
     "images/logo_jupyterlite.svg",
+    "locales/**/*.*",
+    "togglebutton.*",
+    "design-tabs.js",
+    "copybutton_funcs.js",
+    "*webpack-macros.html",
+    "readme.png",
+    *(f"{name}.png" for name in ("plus", "minus", "file")),
+    *(f"{name}.svg" for name in ("play-solid", "copy-button", "check-solid")),
     f"{FONTS}/*",
 )
-# What is wrong in the theme's HTML, and what stands there instead.
-HTML = [
-    # 1.5 MB of icons that the page has as a font.
-    (r'\s*<script[^>]* src="[^"]*fontawesome\.js[^"]*"></script>', ""),
-    # Thebe: another host, and an error in the console.
-    (r'\s*<script type="text/x-thebe-config">.*?</script>', ""),
-    (r"\s*<script>kernelName = [^<]*</script>", ""),
-    # A button's label must contain what it shows (WCAG 2.5.3).
-    (
-        r'(class="[^"]*search-button__button[^"]*" title="[^"]*") aria-label="[^"]*"',
-        r"\1",
-    ),
-    # A role that ARIA has given up; the entry's parent is a list.
-    (r'role="doc-biblioentry"', 'role="listitem"'),
-    # An empty corner heads nothing.
-    (r'<th class="[^"]*">(?:<p></p>)?</th>', "<td></td>"),
-    # The fold of a chapter's lab in the sidebar: an icon without a name.
-    (
-        r'(<a class="[^"]*reference internal[^"]*" href="[^"]*">)([^<]+)'
-        r"(</a><details[^>]*><summary)>",
-        r'\1\2\3 aria-label="Sections of \2">',
-    ),
-    # What stands outside every landmark is skipped by screen readers.
-    (
-        r'<div class="sidebar-primary-items__start sidebar-primary__section">',
-        '<div class="sidebar-primary-items__start sidebar-primary__section"'
-        ' role="navigation" aria-label="Book">',
-    ),
-]
-
-
 JAPANESE = r"[\u3005\u3040-\u30ff\u4e00-\u9fff]+"
-# A script or a style, the page's head, what is marked as Japanese already, or the text
-# between two tags.
-TEXT = re.compile(
-    r'<(script|style|head|svg|\w+(?=[^<>]* lang="ja"))\b.*?</\1>|>[^<]+(?=<)',
-    re.DOTALL,
-)
+SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+# Files of extensions whose elements no page has; a test looks for the elements.
+UNUSED = ("thebe", "togglebutton", "design-tabs")
 
 
-def without_thebe(app: Sphinx, page: str, template: str, context: Any, t: Any) -> None:
-    """Leave out Thebe's files, and KaTeX's style sheet where there is no math."""
+def only_needed_files(
+    app: Sphinx, page: str, template: str, context: Any, t: Any
+) -> None:
+    """Leave out files that no page needs, and KaTeX's style where there is no math."""
     math = 'class="math' in (context.get("body") or "")
 
     def needed(file: Any) -> bool:
-        text = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', '')}"
-        if "thebe" in text.lower():
-            return False
-        return math or "katex" not in text
+        name = str(getattr(file, "filename", None) or "")
+        text = f"{name} {getattr(file, 'attributes', '')}".lower()
+        return not any(unused in text for unused in UNUSED) and (
+            math or "katex" not in text
+        )
 
     for key in ("script_files", "css_files"):
         context[key][:] = list(filter(needed, context[key]))
 
 
-def repair(html: str) -> str:
-    """Return a page without the theme's faults."""
-    for fault, instead in HTML:
-        html = re.sub(fault, instead, html, flags=re.DOTALL)
-    return TEXT.sub(in_japanese, html)
+# ---------------------------------------------------------------- what a page says
+
+# Each takes a page and yields what it mended, so that the build can tell a repair that
+# mends nothing any more: the theme has changed, or does better now.
+Repair = Callable[[BeautifulSoup], Iterator[Tag]]
 
 
-def in_japanese(text: re.Match[str]) -> str:
+def leave_out_scripts(page: BeautifulSoup) -> Iterator[Tag]:
+    """Icons that are a font too (1.5 MB), Thebe's settings, search where none is."""
+    unwanted = ["fontawesome.js"]
+    if not page.select_one("#search-results"):
+        unwanted += SEARCH
+    for script in page.select("script"):
+        source, text = str(script.get("src", "")), script.get_text()
+        if (
+            any(name in source for name in unwanted)
+            or script.get("type") == "text/x-thebe-config"
+            or re.match(r"\s*(kernelName|(let|var) toggle)", text)
+        ):
+            script.decompose()
+            yield script
+
+
+def light_without_a_script(page: BeautifulSoup) -> Iterator[Tag]:
+    """No colour is defined for the theme "auto"; a script sets the reader's own."""
+    for html in page.select('html[data-theme="auto"]'):
+        html["data-theme"] = "light"
+        yield html
+
+
+def skip_to_the_article(page: BeautifulSoup) -> Iterator[Tag]:
+    """The link that skips what stands before the text leads past the buttons too."""
+    for main in page.select("main#main-content:has(article.bd-article)"):
+        del main["id"]
+        article = main.select_one("article.bd-article")
+        article["id"], article["tabindex"] = "main-content", "-1"
+        yield main
+
+
+def name_buttons(page: BeautifulSoup) -> Iterator[Tag]:
+    """A button's label contains what it shows (WCAG 2.5.3), and says what it does."""
+    for button in page.select(".search-button__button[aria-label]"):
+        del button["aria-label"]
+        yield button
+    says = {
+        ".btn-download-pdf-button": ("Print", "Print this page"),
+        '.btn-download-source-button[href$=".ipynb"]': ("Notebook", "The notebook"),
+        '.btn-download-source-button[href$=".md"]': ("Text", "The page's Markdown"),
+    }
+    for kind, (name, title) in says.items():
+        for button in page.select(kind):
+            button.select_one(".btn__text-container").string = name
+            button["title"] = title
+            for icon in button.select(".fa-file-pdf"):
+                icon["class"] = ["fas", "fa-print"]
+            yield button
+    for link in page.select('a.btn-source-issues-button[href*="body="]'):
+        address, _, query = str(link["href"]).partition("?")
+        title = parse_qs(query)["title"][0].removeprefix("Issue on page /")
+        link["href"] = f"{address}?{urlencode({'title': f'{title}: '})}"
+        yield link
+
+
+def name_landmarks(page: BeautifulSoup) -> Iterator[Tag]:
+    """What stands outside every landmark, or has no name, a screen reader skips."""
+    sidebar = ".sidebar-primary-items__start.sidebar-primary__section:not([role])"
+    for box in page.select(sidebar):
+        box["role"], box["aria-label"] = "navigation", "Book"
+        yield box
+    for summary in page.select("a.reference.internal + details > summary"):
+        link = summary.parent.find_previous_sibling("a")
+        summary["aria-label"] = f"Sections of {link.get_text()}"
+        yield summary
+
+
+def tables_and_lists(page: BeautifulSoup) -> Iterator[Tag]:
+    """An empty corner heads nothing; a role that ARIA has given up."""
+    for corner in page.select("th"):
+        if not corner.get_text(strip=True):
+            corner.name = "td"
+            corner.clear()
+            corner.attrs.clear()
+            yield corner
+    for entry in page.select('[role="doc-biblioentry"]'):
+        entry["role"] = "listitem"  # its parent is a list
+        yield entry
+
+
+def name_folds(page: BeautifulSoup) -> Iterator[Tag]:
+    """A fold says what it holds; all were "Toggle hidden content"."""
+    for fold in page.select("div.cell > details.hide"):
+        cell, summary = fold.parent, fold.summary
+        number = cell.select_one("figure .caption-number")
+        claims = cell.select("p.claim")
+        if fold.select_one(".cell_output"):
+            what = "solution"
+        elif number:
+            what = f"code of figure {number.get_text(strip=True).removeprefix('Fig. ')}"
+        elif claims:
+            what = f"check of the claim{'s' if len(claims) > 1 else ''} below"
+        elif cell.select_one(".cell_output"):
+            what = "code of what is below"
+        else:
+            what = "code that the cells below need"
+        del summary["aria-label"]
+        for kind, verb in (("collapsed", "Show"), ("expanded", "Hide")):
+            summary.select_one(f".{kind}").string = f"{verb} {what}"
+        yield fold
+
+
+def one_of_each_in_head(page: BeautifulSoup) -> Iterator[Tag]:
+    """Theme and Sphinx both say how wide a phone is, and the front page's title twice."""
+    for meta in page.select("meta[name=viewport] ~ meta[name=viewport]"):
+        meta.decompose()
+        yield meta
+    for title in page.select("title"):
+        first, dash, second = title.get_text().partition(" \u2014 ")
+        if dash and first == second:
+            title.string = first
+            yield title
+
+
+def in_japanese(page: BeautifulSoup) -> Iterator[Tag]:
     """Mark Japanese words, so that a reader reads and a browser draws them as such."""
-    if text[1]:
-        return text[0]
-    return re.sub(JAPANESE, r'<span lang="ja">\g<0></span>', text[0])
+    unread = ["script", "style", "head", "svg"]
+    for text in page.find_all(string=re.compile(JAPANESE)):
+        if text.find_parent(unread) or text.find_parent(lang="ja"):
+            continue
+        for part in filter(None, re.split(f"({JAPANESE})", text)):
+            new = NavigableString(part)
+            if re.match(JAPANESE, part):
+                new = page.new_tag("span", lang="ja", string=part)
+            text.insert_before(new)
+        yield text.parent
+        text.extract()
+
+
+def size_pictures(page: BeautifulSoup, folder: Path) -> Iterator[Tag]:
+    """A picture takes its room before it comes, and comes when it is scrolled to.
+
+    On a phone it scrolls inside its box where its text would be too small to read.
+    """
+    pictures = page.select('.bd-article img[src*="_images/"]')
+    for number, picture in enumerate(pictures):
+        width, height = size(folder / str(picture["src"]))
+        picture["width"], picture["height"] = str(width), str(height)
+        picture["style"] = f"--width: {width}px"
+        if number:
+            picture["loading"] = "lazy"
+        picture.wrap(page.new_tag("span", attrs={"class": "picture"}))
+        yield picture
+
+
+def size(picture: Path) -> tuple[int, int]:
+    """Return width and height of a file, in CSS pixels."""
+    if picture.suffix != ".svg":
+        with Image.open(picture) as image:
+            return image.size
+    head = picture.read_text(encoding="utf-8")[:2000]
+    points = re.search(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', head)
+    if not points:
+        raise ValueError(f"{picture.name} is no SVG with width and height in points")
+    width, height = (round(float(number) * 96 / 72) for number in points.groups())
+    return width, height
+
+
+REPAIRS: tuple[Repair, ...] = (
+    leave_out_scripts,
+    light_without_a_script,
+    skip_to_the_article,
+    name_buttons,
+    name_landmarks,
+    tables_and_lists,
+    name_folds,
+    one_of_each_in_head,
+    in_japanese,
+)
+
+
+def repair(page: BeautifulSoup, hits: Counter[str]) -> None:
+    """Take the theme's faults from a page; count what each repair mended."""
+    for mend in REPAIRS:
+        hits[mend.__name__] += sum(1 for _ in mend(page))
+
+
+# ---------------------------------------------------------------- files
 
 
 def icons_named(texts: Iterable[str]) -> set[str]:
@@ -136,9 +295,17 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     home = Path(app.outdir)
     static = home / "_static"
     pages = [page for page in home.rglob("*.html") if static not in page.parents]
-    texts = [repair(page.read_text(encoding="utf-8")) for page in pages]
-    for page, text in zip(pages, texts, strict=True):
-        page.write_text(text, encoding="utf-8")
+    hits: Counter[str] = Counter()
+    texts = []
+    for path in pages:
+        page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        repair(page, hits)
+        hits["size_pictures"] += sum(1 for _ in size_pictures(page, path.parent))
+        texts.append(str(page))
+        path.write_text(texts[-1], encoding="utf-8")
+    for name in (*(mend.__name__ for mend in REPAIRS), "size_pictures"):
+        if not hits[name]:
+            LOG.warning("repairs: %s mends nothing on any page", name)
     scripts = [
         path.read_text(encoding="utf-8")
         for path in static.rglob("*.js")
@@ -158,7 +325,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells every table
-    app.connect("html-page-context", without_thebe, priority=900)
+    getLogger("fontTools").setLevel(WARNING)  # it tells every table
+    app.connect("html-page-context", only_needed_files, priority=900)
     app.connect("build-finished", finish, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
