@@ -233,7 +233,9 @@ def test_a_page_is_well_coloured(opened: Any, known: list[str]) -> None:
     for scheme in ("light", "dark"):
         opened.page.emulate_media(color_scheme=scheme)
         opened.page.wait_for_function(
-            "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
+            "scheme => document.documentElement.dataset.theme === scheme"
+            " && document.getAnimations().every(a => a.playState !== 'running')",
+            arg=scheme,
         )
         assert axe(opened, runOnly=COLOURED) == []
 

@@ -43,7 +43,6 @@ SPLITTER = r"""
   splitQuery = (query) => runs(query).filter((run) => run).flatMap(pairs);
 
   const parse = Search._parseQuery;
-  const summary = Search.makeSearchSummary;
   let typed = [];
   Search._parseQuery = (query) => {
     const parsed = parse(query);
@@ -53,10 +52,8 @@ SPLITTER = r"""
     parsed[3] = new Set([...others, ...typed]);
     return parsed;
   };
-  Search.makeSearchSummary = (page, terms, anchor) => {
-    const others = [...terms].filter((term) => !japanese.test(term));
-    return summary(page, new Set([...others, ...typed]), anchor);
-  };
+  Search.typed = (terms) => // for search.js
+    [...terms].filter((term) => !japanese.test(term)).concat(typed);
 }
 """.replace("JAPANESE", JAPANESE).replace("LONG", LONG)
 

@@ -176,7 +176,7 @@ def name_folds(page: BeautifulSoup) -> Iterator[Tag]:
 
 
 def one_of_each_in_head(page: BeautifulSoup) -> Iterator[Tag]:
-    """Theme and Sphinx both say how wide a phone is, and the front page's title twice."""
+    """How wide a phone is, is said twice; so is the front page's title."""
     for meta in page.select("meta[name=viewport] ~ meta[name=viewport]"):
         meta.decompose()
         yield meta

@@ -39,7 +39,7 @@ Search.best = (article, terms, anchor) => {
     const text = own(section)
     const low = text.toLowerCase()
     const title = section.firstElementChild.textContent.toLowerCase()
-    const points = [...terms].reduce((sum, term) => {
+    const points = terms.reduce((sum, term) => {
       const found = Math.min(low.split(term).length - 1, 5)
       return sum + (found && 10 + found) + (title.includes(term) ? 5 : 0)
     }, 0)
@@ -49,12 +49,13 @@ Search.best = (article, terms, anchor) => {
   return best
 }
 
-Search.makeSearchSummary = (html, terms, anchor) => {
+Search.makeSearchSummary = (html, asCut, anchor) => {
+  const terms = Search.typed(asCut)
   const summary = document.createElement("p")
   summary.className = "context"
   const { text, id } = Search.best(Search.article(html), terms, anchor)
   const low = text.toLowerCase()
-  const whole = low.includes(asked()) ? [asked()] : [...terms]
+  const whole = low.includes(asked()) ? [asked()] : terms
   const places = whole.map((term) => low.indexOf(term)).filter((at) => at >= 0)
   const start = Math.max(Math.min(...places, text.length) - 100, 0)
   const cut = places.length ? start : 0
