@@ -86,6 +86,14 @@ def test_the_net_of_chapter_5_is_that_of_its_lab(
     steps_alike(groups, net, stacked(net, kind, each).train())
 
 
+@pytest.mark.parametrize("kind", ["none", "BN", "GN"])
+def test_the_net_of_chapter_6_is_that_of_the_labs(kind: str) -> None:
+    cells = ("setup", "norm", "data", "wrappers", "net")
+    page = defined("06_comparison", *cells)
+    net = page["make_net"](kind).train()
+    steps_alike(page, net, stacked(net, kind).train())
+
+
 def steps_alike(lesson: dict[str, Any], net: nn.Module, one: nn.Module) -> None:
     """The same losses before and after the same step, from the same weights."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)

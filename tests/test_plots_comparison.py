@@ -103,17 +103,33 @@ def test_bars_are_one_standard_deviation_each_way(ax):
         assert np.ptp(bar[:, 1]) == pytest.approx(2 * np.std(values, ddof=1))
 
 
-def test_the_guide_has_a_letter_an_arrow_and_a_box_for_every_answer(ax):
+def test_the_guide_has_an_arrow_and_a_box_for_every_answer(ax):
     steps = [
-        ("first?", [("a", "yes", "LN"), ("b", "maybe", "GN"), ("c", "no", "")]),
-        ("second?", [("d", "yes", "BN")]),
+        ("first?", "no", [("yes", "one", "LN"), ("maybe", "two", "GN")]),
+        ("second?", "", [("maps", "three", "BN")]),
     ]
     comparison.guide(ax, steps)
-    words = [text.get_text() for text in ax.texts if text.get_text()]
-    assert {"a  yes", "b  maybe", "c  no", "d  yes", "first?", "second?"} < set(words)
-    assert {plots.name(kind) for kind in ("LN", "GN", "BN")} < set(words)
+    words = Counter(text.get_text() for text in ax.texts if text.get_text())
+    assert words == Counter(
+        ["first?", "second?", "no", "yes", "one", "maybe", "two", "maps", "three"]
+    )
     assert len(ax.patches) == 5  # boxes
+    inks = [mpl.colors.to_hex(box.get_edgecolor()).upper() for box in ax.patches]
+    assert {plots.color(kind) for kind in ("LN", "GN", "BN")} < set(inks)
     assert sum(hasattr(text, "arrow_patch") for text in ax.texts) == 4
+
+
+def test_two_errors_are_a_dot_and_a_diamond_in_the_colour_of_the_kind(ax):
+    errors = {"BN": (9.0, 70.0), "GN + WS": (10.0, 11.0)}
+    comparison.two_errors(ax, errors, ("here", "there"))
+    for row, (kind, pair) in enumerate(errors.items()):
+        line, dot, diamond = ax.lines[3 * row : 3 * row + 3]
+        assert tuple(line.get_xdata()) == pair
+        assert (dot.get_xdata()[0], diamond.get_xdata()[0]) == pair
+        assert (dot.get_marker(), diamond.get_marker()) == ("o", "D")
+        assert {each.get_color() for each in (line, dot)} == {plots.color(kind)}
+    assert [text.xy for text in ax.texts] == [(9.0, 0), (70.0, 0)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(errors)
 
 
 def test_what_was_touched_is_what_the_opening_figure_shows():
@@ -141,11 +157,19 @@ def test_the_audit_counts_its_own_verdicts():
         assert f"**{count}** are {verdict.lower()}" in text
 
 
-def test_every_letter_of_the_guide_has_its_reasons():
+def test_the_guide_draws_nothing_that_the_questions_do_not_say():
     cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
-    drawn = re.findall(r'\("([a-z])", "', cells["guide-figure"].source)
-    rows = dict(
-        re.findall(r"^\| ([a-z]) \| (.*) \|$", cells["guide-table"].source, re.M)
-    )
-    assert sorted(rows) == sorted(drawn)
-    assert all("{claim}" in why or "{cite:" in why for why in rows.values())
+    names: dict = {}
+    exec(cells["guide-figure"].source.split("figure, ax")[0], names)
+    text = cells["title"].source
+    questions = re.findall(r"^(\d)\. \*.*$", text, re.MULTILINE)
+    bold = set(re.findall(r"\*\*(.+?)\*\*", text))
+    assert [step[0][0] for step in names["steps"]] == questions
+    outcomes = {
+        outcome.replace("\n", " ").removeprefix("with ")
+        for _, _, ways in names["steps"]
+        for _, outcome, _ in ways
+    }
+    assert outcomes == bold
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \|", cells["outcomes"].source, re.MULTILINE)
+    assert set(rows) == outcomes - {"their norm"}

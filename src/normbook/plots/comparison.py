@@ -179,38 +179,35 @@ def deviations(ax: Axes, x: Any, runs: Any, kind: str, **style: Any) -> Axes:
     return ax
 
 
-def guide(
-    ax: Axes, steps: Sequence[tuple[str, Sequence[tuple[str, str, str]]]]
-) -> Axes:
+# A way out of a question: the answer, what to take, and the kind that colours it.
+Way = tuple[str, str, str]
+
+
+def guide(ax: Axes, steps: Sequence[tuple[str, str, Sequence[Way]]]) -> Axes:
     """Draw a decision guide: questions down the left, what to take on the right.
 
-    steps: each a question and its ways out (letter, answer, method). An answer without
-    a method leads to the next question.
+    steps: each a question, the answer that leads to the next one, and its ways out.
     """
-    outs = [[way for way in ways if way[2]] for _, ways in steps]
-    tall = [max(1.5, 0.95 * len(out)) + 0.8 for out in outs]
+    apart = 1.05
+    tall = [apart * max(1, len(ways)) + 0.7 for _, _, ways in steps]
     middles = -np.cumsum(tall) + np.array(tall) / 2
-    for place, (question, ways) in enumerate(steps):
-        middle, out = middles[place], outs[place]
-        _box(ax, (0.0, middle), 4.5, 1.2, question, INK, weight="normal")
-        for number, (letter, answer, method) in enumerate(out):
-            y = middle + 0.95 * ((len(out) - 1) / 2 - number)
-            _arrow(ax, (4.5, middle), (6.9, y))
-            aside = -0.34 if y < middle else 0.34
+    for place, (question, further, ways) in enumerate(steps):
+        middle = middles[place]
+        _box(ax, (0.0, middle), 4.4, 1.15, question, INK, weight="normal")
+        for number, (answer, outcome, kind) in enumerate(ways):
+            y = middle + apart * ((len(ways) - 1) / 2 - number)
+            _arrow(ax, (4.4, middle), (6.9, y))
+            lift = 0.06 if y >= middle else -0.06
             ax.text(
-                5.6, (y + middle) / 2 + aside, f"{letter}  {answer}", ha="center",
-                va="center", fontsize=10,
+                6.8, y + lift, answer, ha="right", size=9,
+                va="bottom" if y >= middle else "top",
             )  # fmt: skip
-            _box(ax, (6.9, y), 2.9, 0.66, name(method), color(method))
-        for letter, answer, method in ways:
-            if not method:
-                end = middles[place + 1] + 0.6
-                _arrow(ax, (1.6, middle - 0.6), (1.6, end))
-                ax.text(
-                    1.85, (middle - 0.6 + end) / 2, f"{letter}  {answer}", va="center",
-                    fontsize=10,
-                )  # fmt: skip
-    ax.set(xlim=(-0.1, 9.9), ylim=(middles[-1] - 0.95, middles[0] + 0.95))
+            _box(ax, (6.9, y), 3.9, 0.85, outcome, color(kind))
+        if further:
+            end = middles[place + 1] + 0.575
+            _arrow(ax, (1.4, middle - 0.575), (1.4, end))
+            ax.text(1.65, (middle - 0.575 + end) / 2, further, va="center", size=9)
+    ax.set(xlim=(-0.1, 10.9), ylim=(-sum(tall) - 0.05, 0.05))
     ax.axis("off")
     return ax
 
@@ -233,7 +230,7 @@ def _box(
         )
     )  # fmt: skip
     ax.text(
-        x + width / 2, y, text, ha="center", va="center", fontsize=10.5, color=INK,
+        x + width / 2, y, text, ha="center", va="center", fontsize=9, color=INK,
         weight=weight,
     )  # fmt: skip
 
@@ -241,3 +238,25 @@ def _box(
 def _arrow(ax: Axes, tail: tuple[float, float], head: tuple[float, float]) -> None:
     style = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 0, "shrinkB": 1}
     ax.annotate("", head, tail, arrowprops=style)
+
+
+def two_errors(
+    ax: Axes, errors: Mapping[str, tuple[float, float]], names: tuple[str, str]
+) -> Axes:
+    """Draw a row a kind with its test error in two conditions, in %.
+
+    names: of the conditions, written beside the first row: a dot and a diamond.
+    """
+    for row, (kind, (first, second)) in enumerate(errors.items()):
+        ink = color(kind)
+        ax.plot([first, second], [row, row], color=ink, lw=1.2)
+        ax.plot(first, row, "o", color=ink, ms=6)
+        ax.plot(second, row, "D", color=ink, ms=5.5, mfc="none")
+    for text, x in zip(names, next(iter(errors.values())), strict=True):
+        ax.annotate(
+            text, (x, 0), (0, 8), textcoords="offset points", ha="center", size=9
+        )
+    ax.set(xlim=(0, 100), ylim=(len(errors) - 0.5, -0.9), xlabel="test error, %")
+    ax.set_yticks(range(len(errors)), list(errors))
+    ax.tick_params(axis="y", length=0)
+    return ax
