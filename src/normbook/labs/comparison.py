@@ -310,7 +310,6 @@ def parameters() -> list[dict[str, Any]]:
     return [
         {
             "method": name.replace("_", " "),
-            "shape": "×".join(map(str, shape)),
             "learned": sum(value.numel() for value in layer.parameters()),
             "remembered": sum(value.numel() for value in layer.buffers()),
         }
