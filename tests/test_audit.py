@@ -14,7 +14,9 @@ HEAD = "| the note says | verdict |"
 def stated(page: str) -> tuple[int, dict[str, int]]:
     """What the page says of itself: its statements, and how many have each verdict."""
     every = re.search(r"\*\*(\d+)\*\* statements", page)
-    legend = re.findall(r"^\| \*\*(\w+)\*\* \|.*\| \*\*(\d+)\*\* \|$", page, re.MULTILINE)
+    legend = re.findall(
+        r"^\| \*\*(\w+)\*\* \|.*\| \*\*(\d+)\*\* \|$", page, re.MULTILINE
+    )
     assert every
     return int(every[1]), {verdict: int(count) for verdict, count in legend}
 
@@ -60,7 +62,11 @@ def test_the_audit_counts_its_own_verdicts(page: str) -> None:
     [
         ("| **Wrong.** H and W.", "| **Right.** H and W.", "2 Wrong, not 3"),
         ("| **Wrong.** H and W.", "| Wrong. H and W.", "no verdict"),
-        ("| A batch is several", "| One. | **Right.** Two. |\n| A batch is several", "46"),
+        (
+            "| A batch is several",
+            "| One. | **Right.** Two. |\n| A batch is several",
+            "46",
+        ),
         ("**45** statements", "**44** statements", "45 statements, not 44"),
     ],
 )
