@@ -147,16 +147,6 @@ def test_what_was_touched_is_what_the_opening_figure_shows():
 # ------------------------------------------------------------------ counts
 
 
-def test_the_audit_counts_its_own_verdicts():
-    cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
-    text = cells["audit"].source
-    found = Counter(re.findall(r"\| \*\*(Right|Imprecise|Wrong)\.\*\*", text))
-    said = re.search(r"Here are its (\d+) statements", text)
-    assert int(said[1]) == found.total() > 40
-    for verdict, count in found.items():
-        assert f"**{count}** are {verdict.lower()}" in text
-
-
 def test_the_guide_draws_nothing_that_the_questions_do_not_say():
     cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
     names: dict = {}

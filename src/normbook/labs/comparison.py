@@ -1,4 +1,4 @@
-"""All norms on the same work: the runs of chapter 6.
+"""All norms on the same work: the runs of chapter 6's lab.
 
 Every function returns a plain record: lists with one number a seed, and the settings
 that they belong to. The nets are convolutional; kinds are none, BN, LN over (C, H, W),
@@ -6,11 +6,13 @@ IN with γ and β, GN with four groups, RMSNorm over the channels of a position,
 other that `training.norm` makes.
 Training calls torch's own kernels for speed; the tests hold them equal to this book's.
 `python -m normbook.labs.comparison` makes the long runs and keeps them in
-`records/comparison.json`.
+`records/comparison.json`; with names behind it, those runs alone.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,19 +37,21 @@ from normbook.training.stacked import (
     errors_by_rate,
     losses,
     mean_cosine,
+    recalibrated,
     side_by_side,
     trained_on_mnist,
 )
 
 KINDS = ("none", "BN", "LN", "IN", "GN", "RMSNorm")
 RATES = (0.02, 0.05, 0.15)
+Function = Callable[[Tensor], Tensor]
 
 
 # ------------------------------------------------------------ before training
 
 
 def first_weights(
-    kind: str,
+    kind: str | Function,
     *,
     depth: int = 20,
     width: int = 32,
@@ -60,14 +64,15 @@ def first_weights(
     """What untrained nets do to activations, gradients and samples, layer by layer.
 
     Digits through `depth` convolutions that keep the 8×8 map. A gain of 1/3 is torch's
-    default for convolutions. As layers × seeds: `deviation` of the convolutions'
+    default for convolutions. Instead of a kind, a function of (N, C, H, W) that looks
+    at one sample at a time. As layers × seeds: `deviation` of the convolutions'
     outputs, norm of the `gradient` there, `cosine` between the activations of two
     images.
     """
     digits, copies = data.digits(), len(seeds)
     net = convolutional(
         seeds,
-        kind,
+        "none" if callable(kind) else kind,
         widths=[width] * depth,
         stride=1,
         activation=activation,
@@ -84,7 +89,8 @@ def first_weights(
         hidden[0::3], hidden[1::3], hidden[2::3], strict=True
     ):
         z = convolve(h)
-        h = activate(normalize(z))
+        x_hat = _each_copy(kind, z, copies) if callable(kind) else normalize(z)
+        h = activate(x_hat)
         outputs.append(z)
         deviation.append(_each(z, copies).std((0, 2)).tolist())
         cosine.append(mean_cosine(_each(h.detach(), copies)).tolist())
@@ -94,7 +100,13 @@ def first_weights(
     loss = losses(logits, y[:, None].expand(-1, copies)).sum()
     gradients = torch.autograd.grad(loss, outputs)
     norms = [_each(g, copies).square().sum((0, 2)).sqrt().tolist() for g in gradients]
-    return {"kind": kind, "deviation": deviation, "gradient": norms, "cosine": cosine}
+    return {"deviation": deviation, "gradient": norms, "cosine": cosine}
+
+
+def _each_copy(function: Function, x: Tensor, copies: int) -> Tensor:
+    """A function of each sample (N, C, H, W), on the channels of every copy."""
+    samples = x.unflatten(1, (copies, -1)).flatten(0, 1)
+    return function(samples).unflatten(0, (-1, copies)).flatten(1, 2)
 
 
 def _each(x: Tensor, copies: int) -> Tensor:
@@ -152,6 +164,39 @@ def task(
     chosen = errors_by_rate(net, data.mnist(), rates, seeds)
     shown = ("rate", "validation", "test")
     return {"kind": kind, "batch": batch} | {key: chosen[key] for key in shown}
+
+
+def single_images(
+    rates: Sequence[float] = (0.15,),
+    *,
+    seeds: Seeds = SEEDS,
+    epochs: int = 6,
+    **settings: Any,
+) -> Record:
+    """Test errors of nets trained on one image at a time, by the statistics they get.
+
+    One stack of nets with batch norm, evaluated with `running` statistics, with those
+    `recalibrated` on the training images in batches of 200, and with each test image's
+    `own`, at the rate that validation with running statistics prefers. `settings` are
+    those of `convolutional`.
+    """
+    mnist = data.mnist()
+    copies, per_copy = crossed(rates, seeds)
+    net = _trained("BN", copies, per_copy, batch=1, epochs=epochs, **settings)
+    chosen = errors_by_rate(net, mnist, rates, seeds)
+    best = rates.index(chosen["rate"])
+
+    def test() -> list[float]:
+        by_rate = errors(net, mnist.test, len(copies)).view(len(rates), -1)
+        return by_rate[best].tolist()
+
+    record: Record = {key: chosen[key] for key in ("rates", "rate", "validation")}
+    record["running"] = chosen["test"]
+    with recalibrated(net, mnist.train.x, len(copies)):
+        record["recalibrated"] = test()
+    with batch_statistics(net, each=1):
+        record["own"] = test()
+    return record
 
 
 CONTRASTS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -265,7 +310,6 @@ def parameters() -> list[dict[str, Any]]:
     return [
         {
             "method": name.replace("_", " "),
-            "shape": "×".join(map(str, shape)),
             "learned": sum(value.numel() for value in layer.parameters()),
             "remembered": sum(value.numel() for value in layer.buffers()),
         }
@@ -306,10 +350,9 @@ def cost(device: str = "cpu", rounds: int = 5) -> list[dict[str, Any]]:
 
 
 def long_runs() -> dict[str, Callable[[], Record]]:
-    """Every recorded run by name, with five seeds; called, it gives its record."""
-    seeds = (0, 1, 2, 3, 4)
+    """Every recorded run by name; called, it gives its record. Most have five seeds."""
+    seeds, fresh = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
     sizes = (1, 2, 4, 8, BATCH)
-    chosen: dict[str, float] = {}
 
     def batch_sizes() -> Record:
         record: Record = {}
@@ -322,23 +365,36 @@ def long_runs() -> dict[str, Callable[[], Record]]:
             }
         return record
 
+    @cache
     def whole_maps() -> Record:
-        record = {kind: task(kind, seeds=seeds, pooled=False) for kind in KINDS}
-        chosen.update({kind: run["rate"] for kind, run in record.items()})
-        return record
+        return {kind: task(kind, seeds=seeds, pooled=False) for kind in KINDS}
+
+    def light() -> Record:
+        rates = {kind: run["rate"] for kind, run in whole_maps().items()}
+        return {kind: shifted(kind, rates[kind], seeds=seeds) for kind in KINDS}
+
+    def single() -> Record:
+        alike = task("IN", 1, rates=(0.15,), seeds=fresh)
+        return single_images(seeds=fresh) | {"IN": alike["test"]}
+
+    def larger(kinds: Sequence[str], batch: int, seeds: Seeds) -> Record:
+        rates = (0.15, 0.45)
+        return {kind: task(kind, batch, rates=rates, seeds=seeds) for kind in kinds}
 
     return {
-        "first_weights": lambda: {k: first_weights(k, seeds=seeds) for k in KINDS},
         "batch_sizes": batch_sizes,
-        "larger_rate": lambda: {
-            k: task(k, rates=(0.15, 0.45), seeds=seeds) for k in KINDS
-        },
+        "single_images": single,
+        "single_images_whole_maps": lambda: single_images(
+            (0.05, 0.15), seeds=fresh[:3], pooled=False
+        ),
+        "larger_rate": lambda: larger(KINDS, BATCH, seeds),
+        "larger_rate_4_images": lambda: larger(KINDS[1:], 4, fresh[:3]),
         "whole_maps": whole_maps,
-        "shifted": lambda: {k: shifted(k, chosen[k], seeds=seeds) for k in KINDS},
+        "shifted": light,
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command = "python -m normbook.labs.comparison"
-    run_and_record("comparison", long_runs(), command)
+    run_and_record("comparison", long_runs(), command, only=sys.argv[1:])

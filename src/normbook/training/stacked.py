@@ -1,10 +1,11 @@
-"""Many small networks trained at once, each as if it were alone.
+"""Many small networks trained at once, side by side.
 
 A stack of S networks keeps its activations side by side in the channel axis: copy k
 owns the k-th of S equal groups of channels. A linear map becomes a batched product and
 a convolution a grouped one; their norms are in `norms`. Copies never mix: each has its
-own first weights, order of images, learning rate and statistics. Training eight at once
-costs far less than training one eight times.
+own first weights, order of images, learning rate and statistics. Only the shifts of
+moved images come from one generator for all copies, so a seed's net is another one in
+another stack. Training eight at once costs far less than training one eight times.
 
 The first axis of every parameter is split by copy, so `parameter.view(S, -1)` has one
 row for each.
