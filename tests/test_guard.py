@@ -334,6 +334,22 @@ def lab() -> NotebookNode:
     )
 
 
+@pytest.fixture
+def reference() -> NotebookNode:
+    """Return a notebook at a reference page's limits."""
+    claims = "".join(f"✓ {number} < 20\n" for number in range(20))
+    return new_notebook(
+        cells=[
+            new_markdown_cell("word " * 2600),
+            new_code_cell("x = 1\n" * 70),
+            new_code_cell(
+                'claim("n < 20", True)\n' * 30,
+                outputs=[new_output("stream", text=claims)],
+            ),
+        ]
+    )
+
+
 def adds(text: str) -> Change:
     def change(small: NotebookNode, cell: int) -> None:
         small.cells[cell].source += text
@@ -389,6 +405,12 @@ FAULTS_OF_LABS: list[tuple[state.Rule, int, Change]] = [
     (state.has_short_sections_that_answer_a_question, 1, adds("\n\nword")),
     (state.has_short_sections_that_answer_a_question, 1, adds("\n\n## Sources")),
 ]
+FAULTS_OF_REFERENCES: list[tuple[state.Rule, int, Change]] = [
+    (state.has_at_most_2600_words, 0, adds("more")),
+    (state.makes_at_most_20_claims, 2, one_more("✓ 20 < 20\n")),
+    (state.is_claims_for_three_tenths_at_most, 2, adds('claim("3 > 2", True)')),
+    (state.trains_in_its_own_cells, 1, adds("from normbook.training import loop")),
+]
 
 
 @pytest.mark.parametrize(("holds", "cell", "change"), FAULTS_OF_LESSONS)
@@ -409,6 +431,15 @@ def test_a_rule_for_labs_catches(
     assert holds(lab) != []
 
 
+@pytest.mark.parametrize(("holds", "cell", "change"), FAULTS_OF_REFERENCES)
+def test_a_rule_for_reference_pages_catches(
+    holds: state.Rule, cell: int, change: Change, reference: NotebookNode
+) -> None:
+    assert holds(reference) == []
+    change(reference, cell)
+    assert holds(reference) != []
+
+
 @pytest.mark.parametrize(
     "start", ["class Net(nn.Module):\n    pass\n", "net = nn.Sequential()\n"]
 )
@@ -425,7 +456,7 @@ def test_a_question_may_lead_to_a_section_of_the_lab(lesson: NotebookNode) -> No
 
 
 def test_every_rule_has_a_planted_fault() -> None:
-    planted = (CAUGHT, FAULTS_OF_LESSONS, FAULTS_OF_LABS)
+    planted = (CAUGHT, FAULTS_OF_LESSONS, FAULTS_OF_LABS, FAULTS_OF_REFERENCES)
     assert {holds for faults in planted for holds, *_ in faults} == set(state.RULES)
 
 

@@ -188,3 +188,32 @@ def test_the_decoder_of_the_lesson_is_that_of_the_lab(
         loss.backward()
         optimizer.step()
         ours.step(torch.autograd.grad(stack_loss, list(one.parameters())))
+
+
+@pytest.fixture(scope="module")
+def debugging() -> dict[str, Any]:
+    """The net and the block that the page on debugging defines."""
+    return defined("06_debugging", "setup", "net", "padding-block")
+
+
+def test_the_net_of_the_debugging_page_is_that_of_chapter_2(
+    lesson: dict[str, Any], debugging: dict[str, Any]
+) -> None:
+    x = lesson["x_train"][:32].cpu()
+    ours, theirs = (
+        page["make_net"](norm=nn.BatchNorm2d).cpu() for page in (debugging, lesson)
+    )
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_the_block_of_the_debugging_page_is_that_of_chapter_3(
+    decoders: dict[str, Any], debugging: dict[str, Any]
+) -> None:
+    theirs = decoders["Block"](32, 4, nn.LayerNorm, "pre")
+    ours = debugging["Block"](nn.LayerNorm)
+    state = theirs.state_dict()
+    maps = [state.pop(f"{name}.weight") for name in ("query", "key", "value")]
+    ours.load_state_dict(state | {"qkv.weight": torch.cat(maps)})
+    x = torch.randn(2, 5, 32)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)

@@ -6,7 +6,8 @@ takes a notebook and returns what is wrong with it, one line a fault; test_guard
 shows each of them catching a planted fault.
 
 Some rules are for lessons or for labs alone: chapter 2's lesson is 02_batch_norm.ipynb
-once its lab, 02_batch_norm_lab.ipynb, lies beside it.
+once its lab, 02_batch_norm_lab.ipynb, lies beside it. Any other notebook of a chapter
+with a lab is a reference page, such as 06_debugging.ipynb.
 """
 
 import ast
@@ -46,6 +47,15 @@ def lesson_of_a_layer(path: Path) -> bool:
     # Chapters 1, 6 and 7 build no layer of their own: the first writes the one formula,
     # the sixth chooses among layers, the last makes them fast.
     return lesson(path) and path.stem[:2] in ("02", "03", "04", "05")
+
+
+def reference(path: Path) -> bool:
+    labs = path.parent.glob(f"{path.stem[:2]}_*_lab.ipynb")
+    return any(labs) and not lesson(path) and not lab(path)
+
+
+def lesson_or_reference(path: Path) -> bool:
+    return lesson(path) or reference(path)
 
 
 def rule(holds_for: Kind) -> Callable[[Rule], Rule]:
@@ -310,7 +320,7 @@ def compares_every_claim(notebook: NotebookNode) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------ lessons and labs
+# ------------------------------------------------ lessons, labs and reference pages
 
 
 def python(cell: NotebookNode) -> str:
@@ -395,7 +405,7 @@ def reads_no_record(notebook: NotebookNode) -> list[str]:
     ]
 
 
-@rule(lesson)
+@rule(lesson_or_reference)
 def trains_in_its_own_cells(notebook: NotebookNode) -> list[str]:
     imports = re.compile(
         r"normbook\.(?:training|labs)\b"
@@ -445,6 +455,22 @@ def has_short_sections_that_answer_a_question(notebook: NotebookNode) -> list[st
     return faults
 
 
+@rule(reference)
+def has_at_most_2600_words(notebook: NotebookNode) -> list[str]:
+    return more_than(measure(notebook.cells).words, 2600, "words")
+
+
+@rule(reference)
+def makes_at_most_20_claims(notebook: NotebookNode) -> list[str]:
+    return more_than(measure(notebook.cells).claims, 20, "claims")
+
+
+@rule(reference)
+def is_claims_for_three_tenths_at_most(notebook: NotebookNode) -> list[str]:
+    percent = round(100 * share_of_claims(notebook), 1)
+    return more_than(percent, 30, "% of the lines of code are claims")
+
+
 # ------------------------------------------------------------------ all of them
 
 
@@ -485,13 +511,14 @@ def test_notebook(holds: Rule, path: Path, stored: dict[Path, NotebookNode]) -> 
 
 
 def test_a_lesson_is_what_has_a_lab_beside_it(tmp_path: Path) -> None:
-    names = ("01_one", "02_two", "02_two_lab", "07_fast", "07_fast_lab")
+    names = ("01_one", "02_two", "02_two_lab", "02_why", "07_fast", "07_fast_lab")
     paths = [tmp_path / f"{name}.ipynb" for name in names]
     for path in paths:
         path.touch()
     assert [path.stem for path in paths if lesson(path)] == ["02_two", "07_fast"]
     assert [path.stem for path in paths if lab(path)] == ["02_two_lab", "07_fast_lab"]
     assert [path.stem for path in paths if lesson_of_a_layer(path)] == ["02_two"]
+    assert [path.stem for path in paths if reference(path)] == ["02_why"]
 
 
 def test_every_claim_is_made_once(stored: dict[Path, NotebookNode]) -> None:
