@@ -9,6 +9,7 @@ import normbook.nn
 from normbook.exercises import check
 from normbook.exercises.grading import BLANK
 from normbook.exercises.layers import (
+    CANCELS,
     EXERCISES,
     BatchNorm,
     GroupNorm,
@@ -73,6 +74,18 @@ def test_another_eps_by_default_is_named(name, eps, verdict):
             super().__init__(*args, eps=eps, **settings)
 
     assert "ε" in verdict(name, Other)
+
+
+@pytest.mark.parametrize("name", [name for name in EXERCISES if "rms" not in name])
+def test_a_variance_that_cancels_is_named(name, verdict):
+    class MeanOfSquares(OWN[name]):
+        def moments(self, view):
+            mean, square = (
+                v.mean(self.axes(view), keepdim=True) for v in (view, view**2)
+            )
+            return mean, square - mean**2
+
+    assert verdict(name, MeanOfSquares) == f"✗ {CANCELS}"
 
 
 class Starter(nn.Module):

@@ -28,6 +28,9 @@ PARAMETERS = ("weight", "bias")
 # torch.nn's own counter, which a layer may do without.
 OPTIONAL = {"num_batches_tracked"}
 DEFAULT_EPS = "the default of ε is wrong: it is 10⁻⁵, and stands inside the root"
+CANCELS = (
+    "far from zero it loses all digits: no mean(x²) − mean(x)²; average (x − mean)²"
+)
 
 
 def use_layer(
@@ -489,12 +492,13 @@ def _layer(
     *shapes: tuple[int, ...],
     **settings: float,
 ) -> Exercise:
-    """An exercise on x of two shapes; the default of ε is tried where σ² is small."""
+    """An exercise on x of two shapes, where σ² is small too, and far from zero."""
     first, second = shapes
     cases = (
         Case((args, {"eps": 0.5, **settings}, normal(*first), normal(*first))),
         Case((args, {"eps": 0.1}, normal(*second), normal(*second))),
         Case((args, {}, small(*second), normal(*second)), DEFAULT_EPS),
+        Case((args, {}, 1e8 + normal(*second), normal(*second)), CANCELS),
     )
     return Exercise(solution, mistakes, cases, use=partial(use_layer, solution))
 
