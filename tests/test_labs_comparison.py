@@ -83,14 +83,6 @@ def test_a_function_of_a_sample_acts_on_each_copy_alone():
         )
 
 
-def test_the_layers_answer_for_themselves():
-    rows = {row.pop("layer"): tuple(row.values()) for row in comparison.properties()}
-    assert rows.pop("batch norm") == ("another function", "matter", "C", "±1")
-    assert rows.pop("layer norm, whole sample")[2:] == ("C, H, W", "works")
-    assert rows.pop("instance norm")[2:] == ("C", "raises")
-    assert {row[:2] for row in rows.values()} == {("the same", "do not")}
-
-
 def test_a_task_reports_the_rate_that_validation_prefers():
     run = comparison.task("GN", 50, rates=(1e-6, 0.1), seeds=SEEDS, epochs=1)
     assert shape(run["validation"]) == (2, 2)

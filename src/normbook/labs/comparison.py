@@ -246,62 +246,6 @@ def shifted(
     return record
 
 
-# ------------------------------------------------------------ what they ask for
-
-
-def _over_channels(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: layer(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def properties() -> list[dict[str, str]]:
-    """What this book's layers do and need on (N, C, H, W), found by trying them."""
-    x = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    rows = []
-    for name, make in {
-        "batch norm": lambda _: nb.BatchNorm(8),
-        "layer norm, whole sample": lambda shape: nb.LayerNorm(shape[1:]),
-        "layer norm, channels": lambda _: nb.LayerNorm(8),
-        "instance norm": lambda _: nb.InstanceNorm(8),
-        "group norm, G = 2": lambda _: nb.GroupNorm(2, 8),
-        "RMSNorm": lambda _: nb.RMSNorm(8),
-    }.items():
-        last = name in ("layer norm, channels", "RMSNorm")
-        layer = make(x.shape)
-        run = _over_channels(layer) if last else layer
-        y, mates = run(x), x.clone()
-        mates[1:] += 3 * mates[1:].square()
-        moved = (run(mates) - y)[0].abs().max() > 1e-6
-        layer.eval()
-        same = torch.allclose(run(x), y, atol=1e-6)
-        rows.append(
-            {
-                "layer": name,
-                "in evaluation": "the same" if same else "another function",
-                "a sample's mates": "matter" if moved else "do not",
-                "fixes": "C" if _takes(run, (3, 8, 6, 5)) else "C, H, W",
-                "two 1×1 maps": _two_small_maps(make, last),
-            }
-        )
-    return rows
-
-
-def _takes(run: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
-    try:
-        run(torch.zeros(shape))
-    except ValueError:
-        return False
-    return True
-
-
-def _two_small_maps(make: Callable[[Any], nn.Module], last: bool) -> str:
-    x = torch.randn(2, 8, 1, 1, generator=torch.Generator().manual_seed(0))
-    layer = make(x.shape)
-    run = _over_channels(layer) if last else layer
-    if not _takes(run, (2, 8, 1, 1)):
-        return "raises"
-    return "±1" if (run(x).abs() > 0.99).all() and not last else "works"
-
-
 # -------------------------------------------------------------------- cost
 
 
