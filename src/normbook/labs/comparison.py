@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from normbook import data
-from normbook import nn as nb
 from normbook.data import Part
 from normbook.measure.agreement import GROUPS as AGREEMENT_GROUPS
 from normbook.measure.agreement import SHAPES, methods, speed, traffic
