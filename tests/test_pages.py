@@ -313,7 +313,7 @@ def test_every_claim_leads_to_its_own_line() -> None:
 def test_a_linked_claim_is_ringed_and_in_view_with_its_code(visit: Any) -> None:
     for window in (DESK, PHONE):
         with visit("book/audit.html", viewport=window) as seen:
-            seen.page.locator(".bd-article td a[title]").first.click()
+            seen.page.locator(".bd-article td a[href*='#claim-']").first.click()
             seen.page.wait_for_load_state()
             line = seen.page.locator("p.claim:target")
             box = line.bounding_box()

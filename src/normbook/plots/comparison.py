@@ -69,7 +69,7 @@ def axes_table(axes: Named, groups: int) -> str:
         yield f"**{', '.join(over)}**"
         yield f"{sets.size:,}"
         yield f"{sets.number:,}"
-        yield "·".join(param)
+        yield "·".join(param) + ("" if METHODS[method].centered else ", no β")
 
     head = ("layer", "x", "S", "m", "sets", "γ, β")
     return markdown(head, map(cells, layouts(axes, groups)))
