@@ -405,6 +405,12 @@ content"><p class="collapsed">Show code</p><p class="expanded">Hide code</p></su
             '<tr><td></td><th class="head"><p>a</p></th></tr>',
         ),
         (
+            repairs.keep_shapes_whole,
+            '<table class="table"><td>(N, T, C)</td><td>(see b)</td></table>',
+            '<table class="table"><td class="shape">(N, T, C)</td><td>(see b)</td>'
+            "</table>",
+        ),
+        (
             repairs.one_of_each_in_head,
             "<title>Normalization \u2014 Normalization</title>",
             "<title>Normalization</title>",

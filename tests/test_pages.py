@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """One page opened in one window, and what went wrong meanwhile."""
+    """A page opened in a window of its own, and what went wrong meanwhile."""
 
     def __init__(self, browser: Any, site: str, path: str, **window: Any) -> None:
         self.context = browser.new_context(**window)
@@ -93,8 +93,17 @@ class Visit:
         self.page.on("response", self._answered)
         self.page.on("console", self._told)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.goto(site + path, wait_until="load")
-        if window.get("java_script_enabled", True):
+        self.site = site
+        self.scripts = window.get("java_script_enabled", True)
+        self.open(path)
+
+    def open(self, path: str) -> None:
+        """Open a page in this window: a third of the time that a new window takes."""
+        self.outside.clear()
+        self.faults.clear()
+        self.path = path
+        self.page.goto(self.site + path, wait_until="load")
+        if self.scripts:
             self.page.wait_for_function("document.fonts.status === 'loaded'")
         # Asked from here: a page without scripts has no frame to wait in.
         while self.page.evaluate("document.fonts.status") != "loaded":
@@ -172,12 +181,20 @@ def known() -> list[str]:
     return []
 
 
-@pytest.fixture(scope="module", params=PAGES)
-def opened(visit: Any, request: Any) -> Iterator[Any]:
-    """A page in one window, in which the tests that take it follow each other."""
-    with visit(request.param, viewport=DESK, color_scheme="light") as seen:
-        seen.path = request.param
+@pytest.fixture(scope="module")
+def desk(visit: Any) -> Iterator[Any]:
+    """A window that stays open from page to page."""
+    with visit("book/index.html", viewport=DESK, color_scheme="light") as seen:
         yield seen
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(desk: Any, request: Any) -> Any:
+    """A page in one window, in which the tests that take it follow each other."""
+    desk.page.set_viewport_size(DESK)
+    desk.page.emulate_media(color_scheme="light")
+    desk.open(request.param)
+    return desk
 
 
 def test_a_page_asks_nobody_else_and_nothing_fails(opened: Any) -> None:
@@ -483,3 +500,120 @@ def test_search_finds_a_word(visit: Any) -> None:
         titles = seen.page.locator("#search-results li a").all_inner_texts()
         assert any("Notation" in title for title in titles)
         assert seen.faults == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ("batch norm", "02_batch_norm"),
+        ("layer norm", "03_layer_norm"),
+        ("instance norm", "04_instance_norm"),
+        ("group norm", "05_group_norm"),
+    ],
+)
+def test_a_methods_own_chapter_is_found_first(
+    visit: Any, asked: str, first: str
+) -> None:
+    with visit(f"search.html?q={asked}", viewport=DESK) as seen:
+        results = seen.page.locator("#search-results li")
+        results.nth(3).locator("p.context").wait_for()
+        link = results.first.locator("a")
+        assert f"notebooks/{first}.html" in link.get_attribute("href")
+        for excerpt in seen.page.locator("p.context").all_inner_texts():
+            assert "Repository" not in excerpt  # a button's name
+
+
+def test_a_result_leads_to_the_section_and_marks_its_words(visit: Any) -> None:
+    with visit("search.html?q=running variance", viewport=DESK) as seen:
+        lesson = "#search-results a[href*='02_batch_norm.html#']"
+        seen.page.locator(lesson).first.click()
+        seen.page.wait_for_selector("span.highlighted")
+        seen.page.wait_for_timeout(200)
+        section = seen.page.locator("section:target")
+        assert 0 <= section.bounding_box()["y"] < DESK["height"] / 2
+        marked = seen.page.locator("span.highlighted").count()
+        assert 0 < marked == section.locator("span.highlighted").count()
+        assert seen.faults == []
+
+
+def test_what_is_typed_stands_clear_of_the_magnifier(visit: Any) -> None:
+    with visit("search.html?q=eps", viewport=PHONE) as seen:
+        field = seen.page.locator("main .bd-search")
+        icon = field.locator("i").bounding_box()
+        box = field.locator("input").bounding_box()
+        padding = "e => parseFloat(getComputedStyle(e).paddingLeft)"
+        text = box["x"] + field.locator("input").evaluate(padding)
+        assert text >= icon["x"] + icon["width"]
+
+
+def test_every_stop_of_the_tab_key_is_seen(visit: Any) -> None:
+    with visit("notebooks/02_batch_norm.html", viewport=DESK) as seen:
+        unseen = set()
+        for _ in range(60):
+            seen.page.keyboard.press("Tab")
+            unseen.add(
+                seen.page.evaluate(
+                    """() => {
+                      const e = document.activeElement, look = getComputedStyle(e)
+                      const ring = look.outlineStyle !== "none" ||
+                        look.boxShadow !== "none"
+                      return ring ? "" : e.outerHTML.slice(0, 90)
+                    }"""
+                )
+            )
+        assert unseen == {""}
+
+
+def test_the_skip_link_leads_past_the_buttons(visit: Any) -> None:
+    with visit("notebooks/02_batch_norm.html", viewport=DESK) as seen:
+        for key in ("Tab", "Enter", "Tab"):
+            seen.page.keyboard.press(key)
+        inside = "document.activeElement.closest('article.bd-article') !== null"
+        assert seen.page.evaluate(inside)
+
+
+def test_the_list_of_sections_follows_the_reader(visit: Any) -> None:
+    window = {"width": 1280, "height": 500}
+    with visit("notebooks/05_group_norm_lab.html", viewport=window) as seen:
+        seen.page.locator("section section").last.scroll_into_view_if_needed()
+        active = seen.page.locator("#pst-secondary-sidebar .nav-link.active").last
+        seen.page.wait_for_function(
+            """() => {
+              const all = document.querySelectorAll(
+                "#pst-secondary-sidebar .nav-link.active")
+              const box = [...all].pop()?.getBoundingClientRect()
+              return box && box.top >= 0 && box.bottom <= innerHeight
+            }"""
+        )
+        assert active.is_visible()
+
+
+def test_a_phone_can_read_the_letters_of_a_figure(visit: Any) -> None:
+    with visit("notebooks/02_batch_norm.html", viewport=PHONE, is_mobile=True) as seen:
+        shares = seen.page.locator(".picture img[src$='.svg']").evaluate_all(
+            "all => all.map(e => e.clientWidth / Number(e.getAttribute('width')))"
+        )
+        # The smallest letters have 9 pt, which are 12 px.
+        assert len(shares) >= 4
+        assert min(shares) * 12 >= 8.9
+
+
+def test_paper_has_the_answers_and_no_labels_of_folds(visit: Any) -> None:
+    with visit("notebooks/07_fast.html", viewport=DESK) as seen:
+        answers = seen.page.locator("details.sd-dropdown")
+        assert answers.count() > 0
+        seen.page.emulate_media(media="print")
+        seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert all(
+            answers.nth(i).evaluate("e => e.open") for i in range(answers.count())
+        )
+        assert seen.page.locator("details.hide > summary:visible").count() == 0
+        assert seen.page.locator("details.hide .cell_input:visible").count() > 0
+        seen.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert not answers.first.evaluate("e => e.open")
+
+
+def test_without_a_script_a_page_has_the_colours_of_light(visit: Any) -> None:
+    with visit("book/index.html", viewport=DESK, java_script_enabled=False) as seen:
+        ground = "getComputedStyle(document.body).getPropertyValue('--paper').trim()"
+        assert seen.page.evaluate(ground) == "#fdfcf9"

@@ -1,6 +1,6 @@
 """The practice page in a browser: answers, score, runs, both languages, paper."""
 
-import functools
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +23,7 @@ from test_pages import (  # noqa: F401
     ROOT,
     axe,
     browser,
+    desk,
     site,
     unavailable,
     visit,
@@ -107,8 +108,17 @@ def test_the_script_is_small() -> None:
 
 
 @pytest.fixture
-def open_page(visit: Any) -> Any:  # noqa: F811
-    return functools.partial(visit, PAGE, viewport=DESK)
+def open_page(visit: Any, desk: Any) -> Any:  # noqa: F811
+    """Open the page as a new reader has it, in a new window where one is asked for."""
+
+    def open_as_new(**window: Any) -> Any:
+        if window:
+            return visit(PAGE, **{"viewport": DESK, **window})
+        desk.page.evaluate("localStorage.clear()")
+        desk.open(PAGE)
+        return contextlib.nullcontext(desk)
+
+    return open_as_new
 
 
 def article(seen: Any, question: Any) -> Any:
@@ -284,7 +294,7 @@ def test_what_was_wrong_is_asked_again(open_page: Any) -> None:
 def test_a_store_that_is_shut_or_broken_stops_nothing(
     open_page: Any, fault: str
 ) -> None:
-    with open_page() as seen:
+    with open_page(color_scheme="light") as seen:
         seen.page.add_init_script(fault)
         seen.page.reload()
         seen.faults.clear()  # the theme's own
@@ -377,7 +387,7 @@ def test_a_run_is_ten_at_random_and_tells_at_its_end(open_page: Any) -> None:
 
 @pytest.mark.browser
 def test_the_clock_ends_a_run(open_page: Any) -> None:
-    with open_page() as seen:
+    with open_page(color_scheme="light") as seen:
         seen.page.clock.install()
         seen.page.reload()
         kind = "blanks"

@@ -112,7 +112,7 @@ def picture() -> str:
         '<span class="axis n">N, the batch</span>'
         '<span class="axis c">C, channels</span>'
         '<span class="axis h">H, W</span></div>'
-        f'<div class="says">{"".join(said)}'
+        f'<div class="says" aria-live="polite">{"".join(said)}'
         '<fieldset class="groups"><legend>Number of groups G</legend>'
         f"{''.join(groups)}</fieldset></div></div></div>"
     )

@@ -153,6 +153,14 @@ def tables_and_lists(page: BeautifulSoup) -> Iterator[Tag]:
         yield entry
 
 
+def keep_shapes_whole(page: BeautifulSoup) -> Iterator[Tag]:
+    """A shape such as (N, C, H, W) in a table's cell stays on one line."""
+    for cell in page.select("table.table td:not(.shape)"):
+        if re.fullmatch(r"\(\w+(, \w+){1,3}\)", cell.get_text(strip=True)):
+            cell["class"] = [*cell.get_attribute_list("class"), "shape"]
+            yield cell
+
+
 def name_folds(page: BeautifulSoup) -> Iterator[Tag]:
     """A fold says what it holds; all were "Toggle hidden content"."""
     for fold in page.select("div.cell > details.hide"):
@@ -238,6 +246,7 @@ REPAIRS: tuple[Repair, ...] = (
     name_buttons,
     name_landmarks,
     tables_and_lists,
+    keep_shapes_whole,
     name_folds,
     one_of_each_in_head,
     in_japanese,

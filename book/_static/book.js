@@ -2,16 +2,23 @@
 // reader, and on paper every answer is open.
 document.addEventListener("DOMContentLoaded", () => {
   const list = document.querySelector("#pst-secondary-sidebar")
-  if (list) {
-    new MutationObserver(() => {
-      const active = [...list.querySelectorAll(".nav-link.active")].pop()
-      if (!active) return
-      const pane = list.getBoundingClientRect()
-      const entry = active.getBoundingClientRect()
-      if (entry.top < pane.top || entry.bottom > pane.bottom) {
-        list.scrollTop += entry.top - pane.top - pane.height / 3
-      }
-    }).observe(list, { subtree: true, attributeFilter: ["class"] })
+  const links = [...(list?.querySelectorAll("a.nav-link[href^='#']") ?? [])]
+  const sections = links.map(({ hash }) =>
+    document.getElementById(decodeURIComponent(hash.slice(1))))
+  const follow = () => {
+    const begun = (section) => section?.getBoundingClientRect().top < innerHeight / 3
+    const here = links[sections.findLastIndex(begun)]
+    links.forEach((link) => link.classList.toggle("active", link === here))
+    if (!here) return
+    const pane = list.getBoundingClientRect()
+    const entry = here.getBoundingClientRect()
+    if (entry.top < pane.top || entry.bottom > Math.min(pane.bottom, innerHeight)) {
+      list.scrollTop += entry.top - pane.top - pane.height / 3
+    }
+  }
+  if (links.length) {
+    addEventListener("scroll", () => requestAnimationFrame(follow), { passive: true })
+    follow()
   }
 
   // Of what was searched for, Sphinx marks every word of the page: hundreds of "norm".
