@@ -526,6 +526,8 @@ def test_a_methods_own_chapter_is_found_first(
 def test_a_result_leads_to_the_section_and_marks_its_words(visit: Any) -> None:
     with visit("search.html?q=running variance", viewport=DESK) as seen:
         lesson = "#search-results a[href*='02_batch_norm.html#']"
+        seen.page.locator(lesson).first.wait_for()
+        seen.page.wait_for_load_state("networkidle")  # excerpts come page by page
         seen.page.locator(lesson).first.click()
         seen.page.wait_for_selector("span.highlighted")
         seen.page.wait_for_timeout(200)
