@@ -314,6 +314,12 @@ def test_math_is_on_the_page_without_a_script(path: str) -> None:
     assert [d for d in dollars if d.parent.name not in unread] == []
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_needs_a_script_that_was_left_out(path: str) -> None:
+    needy = ".toggle, .admonition.dropdown, .sd-tab-set, [class*=thebe]"
+    assert soup(path).select(needy) == []
+
+
 def test_every_claim_leads_to_its_own_line() -> None:
     there: dict[str, list[tuple[str, str]]] = {}
     for link in soup("book/claims.html").select("ul.claims a"):

@@ -37,8 +37,7 @@ DROP = (
     "design-tabs.js",
     "copybutton_funcs.js",
     "*webpack-macros.html",
-    "readme.png",
-    *(f"{name}.png" for name in ("plus", "minus", "file")),
+    *(f"{name}.png" for name in ("plus", "minus")),
     *(f"{name}.svg" for name in ("play-solid", "copy-button", "check-solid")),
     f"{FONTS}/*",
 )
