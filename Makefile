@@ -13,7 +13,7 @@ LOG := .venv/setup.log
 # One thread: the stored outputs are those of one thread, and so are the timings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book serve test quick run lab check gpu portable lowest clean \
+.PHONY: help book serve test quick run lab check gpu portable lowest lighthouse clean \
     some-notebooks
 .DEFAULT_GOAL := help
 
@@ -64,6 +64,9 @@ book: .venv/ready  ## Set up and build the book
 serve: book  ## Build the book and serve it on this machine
 	@echo "http://localhost:$(PORT) (Ctrl-C stops it)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+lighthouse:  ## What Lighthouse thinks of the built book on a phone, where npm is at hand
+	@$(PYTHON) tests/lighthouse.py
 
 # ---------------------------------------------------------------- tests
 

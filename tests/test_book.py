@@ -1,15 +1,20 @@
 """The extensions that make the pages: claims, math, the picture of sets, repairs."""
 
+import base64
+import builtins
 import functools
 import io
 import json
 import os
 import re
+import shutil
+import symtable
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sphinx")
@@ -19,11 +24,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "book" / "_ext"))
 
 import claims_page  # noqa: E402
+import copied_code  # noqa: E402
 import method_sets  # noqa: E402
+import page_weight  # noqa: E402
 import repairs  # noqa: E402
 import static_math  # noqa: E402
 from bs4 import BeautifulSoup  # noqa: E402
 from fontTools.ttLib import TTFont  # noqa: E402
+from PIL import Image  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 from sphinx.util.docutils import docutils_namespace  # noqa: E402
 
@@ -361,11 +369,30 @@ content"><p class="collapsed">Show code</p><p class="expanded">Hide code</p></su
     ("repair", "fault", "instead"),
     [
         (
-            repairs.leave_out_scripts,
-            '<script src="searchtools.js"></script><script src="doctools.js"></script>'
+            page_weight.leave_out_scripts,
+            '<script src="searchtools.js"></script>'
+            '<script defer="defer" src="doctools.js"></script>'
             '<script type="text/x-thebe-config">{}</script><script>kernelName = "p"'
             '</script><script src="fontawesome.js?1"></script>',
-            '<script src="doctools.js"></script>',
+            '<script defer="defer" src="doctools.js"></script>',
+        ),
+        (
+            page_weight.let_scripts_wait,
+            '<head><script defer="" src="search.js"></script><script src="tools.js">'
+            '</script></head><link as="script" href="tools.js" rel="preload"/>',
+            '<head><script defer="defer" src="tools.js"></script>'
+            '<script defer="" src="search.js"></script></head>',
+        ),
+        (
+            page_weight.let_logos_wait,
+            '<ul class="dropdown-menu"><img src="a.png"/></ul>',
+            '<ul class="dropdown-menu"><img loading="lazy" src="a.png"/></ul>',
+        ),
+        (
+            page_weight.read_sheet_as_one,
+            '<link href="../_static/a.css?v=1" rel="stylesheet"/>'
+            '<link href="../_static/b.css" rel="stylesheet"/>',
+            '<link href="../_static/book-pages.css" rel="stylesheet"/>',
         ),
         (
             repairs.light_without_a_script,
@@ -476,25 +503,178 @@ def test_japanese_is_marked_in_text_alone() -> None:
     assert mended(mended(page)) == mended(page)
 
 
-def test_only_icons_that_are_named_stay() -> None:
-    sheet = (
-        '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}'
-        '.fa-bars-progress:before{content:"\\f828"}p{color:red}'
+# ---------------------------------------------------------------- weight
+
+
+@pytest.mark.parametrize(
+    ("rule", "left"),
+    [
+        (".seen{color:red}.unseen{color:blue}", ".seen{color:red}"),
+        ("#seen a, #unseen a {color: red}", "#seen a{color: red}"),
+        (".seen.unseen{color:red}", ""),
+        # What an element must not have, or may have, need not be on a page.
+        (".seen:not(.unseen){color:red}", ".seen:not(.unseen){color:red}"),
+        (":is(.seen,.unseen) a{color:red}", ":is(.seen,.unseen) a{color:red}"),
+        ("[data-theme=dark] .unseen{color:red}", ""),
+        ("@media print{.unseen{color:red}}", ""),
+        ("@media print{a{color:red}.unseen{}}", "@media print{a{color:red}}"),
+        ("@font-face{font-family:A}", "@font-face{font-family:A}"),
+        ('.seen:before{content:"}"}', '.seen:before{content:"}"}'),
+        ('@charset "utf-8";', ""),
+    ],
+)
+def test_rules_that_can_match_nothing_go(tmp_path: Path, rule: str, left: str) -> None:
+    sheet = tmp_path / "a.css"
+    sheet.write_text(rule, encoding="utf-8")
+    found = page_weight.rules(sheet, tmp_path)
+    assert page_weight.only_used(found, {"seen"}) == left
+
+
+def test_a_broken_sheet_is_an_error(tmp_path: Path) -> None:
+    sheet = tmp_path / "a.css"
+    sheet.write_text("a{color:red} .b", encoding="utf-8")
+    with pytest.raises(ValueError, match="a style sheet has an error: EOF"):
+        page_weight.only_used(page_weight.rules(sheet, tmp_path), set())
+
+
+def test_addresses_in_a_sheet_lead_where_they_led(tmp_path: Path) -> None:
+    (tmp_path / "styles").mkdir()
+    (tmp_path / "basic.css").write_text("a{background:url(file.png)}")
+    (tmp_path / "styles" / "theme.css").write_text(
+        '@import "../basic.css"; /* b{} */ i{background:url("../fonts/a.woff2")}'
+        "u{background:url(data:image/png;base64,aaaa)}"
     )
-    named = repairs.icons_named(['<i class="fa-solid fa-bars"></i>'])
-    left = repairs.only_used(sheet, named)
-    assert left == '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}p{color:red}'
-    assert repairs.icons_drawn(left + "a{content:'\uf107'}") == {"\uf0c9", "\uf107"}
+    found = page_weight.rules(tmp_path / "styles" / "theme.css", tmp_path)
+    assert page_weight.only_used(found, set()) == (
+        "a{background:url(file.png)}i{background:url(fonts/a.woff2)}"
+        "u{background:url(data:image/png;base64,aaaa)}"
+    )
 
 
-def test_small_font_has_only_what_is_drawn(tmp_path: Path) -> None:
+def test_sheets_keep_the_order_that_pages_have_them_in() -> None:
+    held = page_weight.Held()
+    for names in ("ac", "abcd", "bce"):
+        links = "".join(
+            f'<link href="_static/{name}.css?v=1" rel="stylesheet"/>' for name in names
+        )
+        held.add_sheets(BeautifulSoup(links, "html.parser"))
+    assert [name[0] for name in held.sheets if name != "d.css"] == ["a", "b", "c", "e"]
+
+
+def test_a_page_and_a_script_say_what_they_hold() -> None:
+    held = page_weight.Held()
+    page = '<p class="a b-c" id="d">\N{GREEK SMALL LETTER GAMMA}</p>'
+    held.add_page(BeautifulSoup(page, "html.parser"))
+    held.add_script('box.classList.add("is-on")')
+    assert {"a", "b-c", "d", "is-on"} <= held.names
+    assert {"\N{GREEK SMALL LETTER GAMMA}", "~"} <= held.letters
+    assert page_weight.letters_drawn('a{content:"\\f0c9"}') >= {"\uf0c9", "c"}
+
+
+def test_a_small_font_has_only_letters_in_use(tmp_path: Path) -> None:
+    (tmp_path / "fonts").mkdir()
+    (copied,) = STATIC.glob("fonts/*-400-normal.woff2")
+    shutil.copy(copied, tmp_path / "fonts" / "a.woff2")
+    sheet = (
+        "@font-face{font-family:A;src:url(fonts/a.woff2) format('woff2'),"
+        "url(fonts/a.ttf)}"
+    )
+    assert page_weight.small_fonts(sheet, tmp_path, {"a", "b"}) == (
+        '@font-face{font-family:A;src:url(fonts/a.small.woff2) format("woff2")}'
+    )
+    small = tmp_path / "fonts" / "a.small.woff2"
+    assert set(TTFont(small).getBestCmap()) == {ord("a"), ord("b")}
+    assert small.stat().st_size < copied.stat().st_size / 5
+
+
+def test_a_font_of_icons_has_only_icons(tmp_path: Path) -> None:
     import pydata_sphinx_theme
 
     theme = Path(pydata_sphinx_theme.__file__).parent
     (font,) = theme.rglob("fa-solid-900.ttf")
-    copy = tmp_path / font.name
-    copy.write_bytes(font.read_bytes())
-    repairs.shrink_font(copy, {"\uf0c9"})
-    small = copy.with_suffix(".woff")
-    assert set(TTFont(small).getBestCmap()) == {0xF0C9}
-    assert small.stat().st_size < font.stat().st_size / 100
+    shutil.copy(font, tmp_path)
+    name = page_weight.shrink_font(tmp_path / font.name, {"\uf0c9", "a", "1"})
+    assert set(TTFont(tmp_path / name).getBestCmap()) == {0xF0C9}
+
+
+def test_a_photograph_keeps_its_pixels_in_less(rng: np.random.Generator) -> None:
+    smooth = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+
+    def drawing(image: np.ndarray) -> str:
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "png")
+        data = base64.b64encode(png.getvalue()).decode()
+        return f'<svg><image xlink:href="data:image/png;base64,{data}"/></svg>'
+
+    before = drawing(smooth)
+    after = page_weight.repacked(before)
+    assert len(after) < len(before)
+    kept = re.search('data:image/webp;base64,([^"]+)"', after)
+    assert kept
+    with Image.open(io.BytesIO(base64.b64decode(kept[1]))) as image:
+        assert (np.asarray(image.convert("RGB")) == smooth).all()
+    assert page_weight.repacked("<svg><image/></svg>") == "<svg><image/></svg>"
+
+
+# ---------------------------------------------------------------- copied code
+
+
+@pytest.mark.parametrize(
+    ("code", "before"),
+    [
+        ("y = x + 1", "# Needs from the cells above: x\n"),
+        ("x = x + 1\nx", "# Needs from the cells above: x\n"),
+        ("x = 2\ny = x", ""),
+        ("print(len([x for x in range(3)]))", ""),
+        ("def f(x):\n    return np.sum(x)", "import numpy as np\n"),
+        ("for x in range(3):\n    print(x, y)", "# Needs from the cells above: y\n"),
+        (
+            "claim('a', x > nn.e)",
+            "from normbook.claims import claim\nfrom torch import nn\n"
+            "# Needs from the cells above: x\n",
+        ),
+        ("unheard_of", ""),  # it is not above either
+        ("f'{x} {y}'", "# Needs from the cells above: x, y\n"),
+    ],
+)
+def test_copied_code_says_what_it_needs(code: str, before: str) -> None:
+    known: dict[str, str] = {}
+    above = (
+        "import numpy as np\nfrom torch import nn\n"
+        "from normbook.claims import claim\nx = 1\ny = 2"
+    )
+    assert copied_code.lines_before(above, known) == ""
+    assert copied_code.lines_before(code, known) == before
+
+
+def test_code_copied_with_what_it_needs_runs() -> None:
+    """Each code cell of a lesson, alone, asks for the names that it would miss."""
+    path = ROOT / "notebooks" / "02_batch_norm.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    known: dict[str, str] = {}
+    asked = 0
+    for cell in cells:
+        code = "".join(cell["source"])
+        if cell["cell_type"] != "code" or "%pip" in code:
+            continue
+        before = copied_code.lines_before(code, known)
+        names = re.findall("# Needs from the cells above: (.*)", before)
+        given = {name for line in names for name in line.split(", ")}
+        asked += bool(given)
+        # What a function or the module reads from outside, as Python itself sees it.
+        table = symtable.symtable(before + code, "cell", "exec")
+        tables = [table]
+        for each in tables:
+            tables += each.get_children()
+        outside = {
+            symbol.get_name()
+            for each in tables
+            for symbol in each.get_symbols()
+            if symbol.is_global()
+            and symbol.is_referenced()
+            and not symbol.is_assigned()
+        }
+        own = {s.get_name() for s in table.get_symbols() if s.is_assigned()}
+        own |= {s.get_name() for s in table.get_symbols() if s.is_imported()}
+        assert outside - own - set(dir(builtins)) <= given
+    assert asked > 10

@@ -5,6 +5,7 @@ either is a failure.
 """
 
 import functools
+import gzip
 import http.server
 import json
 import os
@@ -27,7 +28,9 @@ HTML = ROOT / "_build" / "html"
 PAGES = sorted(
     page.relative_to(HTML).as_posix()
     for page in HTML.rglob("*.html")
-    if "_static" not in page.parts and page != HTML / "index.html"  # it redirects
+    # The one redirects, the other has its own test.
+    if "_static" not in page.parts
+    and page not in (HTML / "index.html", HTML / "404.html")
 ) or [None]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -498,6 +501,116 @@ def test_the_cheat_sheet_prints_on_one_sheet(
             "card => card.append(card.cloneNode(true)))"
         )
         assert pages(seen) == 2
+
+
+# ---------------------------------------------------------------- weight
+
+LESSONS = [page for page in PAGES if page and re.match(r"notebooks/(?!.*_lab)", page)]
+SHIFTS = """() => {
+    window.shift = 0
+    const add = (list) => list.getEntries().forEach((e) => { window.shift += e.value })
+    new PerformanceObserver(add).observe({ type: "layout-shift", buffered: true })
+}"""
+
+
+def on_the_wire(path: Path) -> int:
+    """The bytes of a file as a host sends them: text compressed, the rest as it is."""
+    content = path.read_bytes()
+    packed = path.suffix in (".png", ".woff2")
+    return len(content if packed else gzip.compress(content))
+
+
+@pytest.fixture(scope="module")
+def phone(visit: Any) -> Iterator[Any]:
+    """A phone's window, whose pages say how far things moved under the reader."""
+    with visit("book/index.html", viewport=PHONE) as seen:
+        seen.page.add_init_script(f"({SHIFTS})()")
+        # A slow line: what is below a picture must not wait for it.
+        slowly = lambda route: (seen.page.wait_for_timeout(100), route.continue_())  # noqa: E731
+        seen.page.route("**/*.svg", slowly)
+        yield seen
+
+
+@pytest.mark.parametrize("path", ["book/index.html", *LESSONS])
+def test_a_lesson_is_light_and_stands_still(phone: Any, path: str) -> None:
+    asked: set[str] = set()
+    note = lambda request: asked.add(request.url.partition("?")[0])  # noqa: E731
+    phone.page.on("request", note)
+    phone.open(path)
+    files = {HTML / url.removeprefix(phone.site) for url in asked}
+    assert len(files) > 10
+    assert sum(map(on_the_wire, files)) < 300_000
+    for share in (0.25, 0.5, 0.75, 1):
+        phone.page.evaluate(
+            "share => scrollTo(0, share * document.documentElement.scrollHeight)", share
+        )
+        phone.page.wait_for_load_state("networkidle")
+    phone.page.remove_listener("request", note)
+    assert phone.page.evaluate("window.shift") < 0.02
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_only_one_sheet_stands_before_the_text(path: str) -> None:
+    head = soup(path).head
+    assert len(head.select("link[rel=stylesheet]")) == 1
+    assert head.select("script[src]:not([defer], [type=module])") == []
+    for link in head.select("link[rel=preload]"):
+        assert (HTML / path).parent.joinpath(link["href"]).exists()
+
+
+def test_a_wrong_address_gets_a_page_that_leads_on(visit: Any) -> None:
+    with visit("book/index.html", viewport=PHONE) as seen:
+        home = "/normbook/"
+
+        def at_home(route: Any) -> None:
+            route.continue_(url=route.request.url.replace(home, "/"))
+
+        seen.page.route(f"**{home}**", at_home)
+        seen.open("404.html")
+        assert (
+            seen.page.locator(".bd-article h1").inner_text() == "This page is not here"
+        )
+        assert seen.faults == []
+        assert axe(seen) == []
+        for link in seen.page.locator(".bd-article a, .bd-sidebar-primary a").all():
+            address = str(link.get_attribute("href"))
+            if address.startswith(home):
+                assert (HTML / address.removeprefix(home).partition("#")[0]).exists()
+        seen.page.locator(".bd-article a", has_text="first page").click()
+        seen.page.wait_for_url("**/book/index.html")
+
+
+def test_what_is_copied_says_what_it_needs(visit: Any) -> None:
+    window = {"viewport": DESK, "permissions": ["clipboard-read", "clipboard-write"]}
+    with visit("notebooks/02_batch_norm.html", **window) as seen:
+        note = seen.page.locator(".needs", has_text="# Needs")
+        cell = seen.page.locator(".cell_input:visible", has=note)
+        shown = cell.first.locator("pre").inner_text()
+        cell.first.hover()
+        cell.first.locator("button.copybtn").click()
+        seen.page.locator(".copybtn.success").first.wait_for()
+        copied = seen.page.evaluate("navigator.clipboard.readText()")
+        before, _, code = copied.partition(shown.splitlines()[0])
+        assert "import torch" in before
+        assert "# Needs from the cells above: " in before
+        assert "# Needs" not in shown
+        assert code in shown
+
+
+def test_the_button_of_the_colours_tells_which_are_shown(visit: Any) -> None:
+    with visit("book/index.html", viewport=DESK, color_scheme="light") as seen:
+        button = seen.page.locator(".theme-switch-button:visible")
+        said = []
+        for _ in range(4):
+            said.append(button.get_attribute("aria-label"))
+            button.click()
+        modes = [name.removeprefix("Color mode: ") for name in said]
+        assert sorted(modes[:3]) == ["auto", "dark", "light"]
+        assert modes[3] == modes[0] == "auto"
+        # What was chosen is there before anything is drawn.
+        seen.page.reload()
+        mode = seen.page.evaluate("document.documentElement.dataset.mode")
+        assert mode == modes[1]
 
 
 def test_search_finds_a_word(visit: Any) -> None:

@@ -205,7 +205,8 @@ class ClaimsList(SphinxDirective):
         title = f"Lab: {chapter.title}" if kind == "lab" else chapter.title
         section += nodes.title(title, title)
         page = self.env.app.builder.get_relative_uri(self.env.docname, document)
-        read = nodes.reference("", f"Read the {kind}", internal=True, refuri=page)
+        page_kind = "lab" if kind == "lab" else "page"  # some are no lessons
+        read = nodes.reference("", f"Read the {page_kind}", internal=True, refuri=page)
         text = nodes.Text(f"{count(len(chapter.claims))}. ")
         section += nodes.paragraph("", "", text, read)
         if chapter.claims:

@@ -1,68 +1,22 @@
-"""Repairs to what the theme puts on each page, and what it ships that no page needs.
-
-Nothing here changes the text. Thebe names another host; Font Awesome comes twice, as a
-script of 1.5 MB and as fonts of 300 KB, for some twenty icons.
-"""
+"""Repairs to what the theme puts on each page. Nothing here changes the text."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from logging import WARNING, getLogger
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlencode
 
+import copied_code
+import page_weight
 from bs4 import BeautifulSoup
 from bs4.element import NavigableString, Tag
-from fontTools import subset
-from fontTools.ttLib import TTFont
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
 LOG = logging.getLogger(__name__)
 
-FONTS = "vendor/fontawesome/webfonts"
-SHEET = "styles/pydata-sphinx-theme.css"
-DROP = (
-    "**/*.map",
-    "**/*.LICENSE.txt",
-    "scripts/fontawesome.js",
-    "sphinx-thebe.*",
-    "images/logo_deepnote.svg",
-    "images/logo_jupyterhub.svg",
-    "images/logo_jupyterlite.svg",
-    "locales/**/*.*",
-    "togglebutton.*",
-    "design-tabs.js",
-    "copybutton_funcs.js",
-    "*webpack-macros.html",
-    *(f"{name}.png" for name in ("plus", "minus")),
-    *(f"{name}.svg" for name in ("play-solid", "copy-button", "check-solid")),
-    f"{FONTS}/*",
-)
 JAPANESE = r"[\u3005\u3040-\u30ff\u4e00-\u9fff]+"
-SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
-# Files of extensions whose elements no page has; a test looks for the elements.
-UNUSED = ("thebe", "togglebutton", "design-tabs")
-
-
-def only_needed_files(
-    app: Sphinx, page: str, template: str, context: Any, t: Any
-) -> None:
-    """Leave out files that no page needs, and KaTeX's style where there is no math."""
-    math = 'class="math' in (context.get("body") or "")
-
-    def needed(file: Any) -> bool:
-        name = str(getattr(file, "filename", None) or "")
-        text = f"{name} {getattr(file, 'attributes', '')}".lower()
-        return not any(unused in text for unused in UNUSED) and (
-            math or "katex" not in text
-        )
-
-    for key in ("script_files", "css_files"):
-        context[key][:] = list(filter(needed, context[key]))
-
 
 # ---------------------------------------------------------------- what a page says
 
@@ -71,27 +25,28 @@ def only_needed_files(
 Repair = Callable[[BeautifulSoup], Iterator[Tag]]
 
 
-def leave_out_scripts(page: BeautifulSoup) -> Iterator[Tag]:
-    """Icons that are a font too (1.5 MB), Thebe's settings, search where none is."""
-    unwanted = ["fontawesome.js"]
-    if not page.select_one("#search-results"):
-        unwanted += SEARCH
-    for script in page.select("script"):
-        source, text = str(script.get("src", "")), script.get_text()
-        if (
-            any(name in source for name in unwanted)
-            or script.get("type") == "text/x-thebe-config"
-            or re.match(r"\s*(kernelName|(let|var) toggle)", text)
-        ):
-            script.decompose()
-            yield script
-
-
 def light_without_a_script(page: BeautifulSoup) -> Iterator[Tag]:
     """No colour is defined for the theme "auto"; a script sets the reader's own."""
     for html in page.select('html[data-theme="auto"]'):
         html["data-theme"] = "light"
         yield html
+
+
+# The theme's own way is to write "auto", draw, and then style every element once more.
+SCHEME = """
+    const { dataset } = document.documentElement
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches
+    dataset.mode = localStorage.getItem("mode") || "auto"
+    dataset.theme = dataset.mode !== "auto" ? dataset.mode : dark ? "dark" : "light"
+  """
+
+
+def scheme_before_the_text(page: BeautifulSoup) -> Iterator[Tag]:
+    """A page is drawn once, in the reader's scheme."""
+    for script in page.select("head script:not([src])"):
+        if "dataset.theme" in script.get_text():
+            script.string = SCHEME
+            yield script
 
 
 def skip_to_the_article(page: BeautifulSoup) -> Iterator[Tag]:
@@ -239,8 +194,8 @@ def size(picture: Path) -> tuple[int, int]:
 
 
 REPAIRS: tuple[Repair, ...] = (
-    leave_out_scripts,
     light_without_a_script,
+    scheme_before_the_text,
     skip_to_the_article,
     name_buttons,
     name_landmarks,
@@ -249,6 +204,12 @@ REPAIRS: tuple[Repair, ...] = (
     name_folds,
     one_of_each_in_head,
     in_japanese,
+    copied_code.say_what_copied_code_needs,
+    page_weight.leave_out_scripts,
+    page_weight.let_scripts_wait,
+    page_weight.let_logos_wait,
+    page_weight.read_sheet_as_one,
+    page_weight.fetch_fonts_with_the_sheet,
 )
 
 
@@ -258,82 +219,33 @@ def repair(page: BeautifulSoup, hits: Counter[str]) -> None:
         hits[mend.__name__] += sum(1 for _ in mend(page))
 
 
-# ---------------------------------------------------------------- files
-
-
-def icons_named(texts: Iterable[str]) -> set[str]:
-    """Return the classes of Font Awesome's icons that pages or scripts name."""
-    return {name for text in texts for name in re.findall(r"\bfa-[\w-]+", text)}
-
-
-def only_used(sheet: str, named: set[str]) -> str:
-    """Return the theme's style sheet without other icons, with the small fonts."""
-
-    def rule(match: re.Match[str]) -> str:
-        return match[0] if named & icons_named([match[1]]) else ""
-
-    sheet = re.sub(r'((?:\.fa-[\w-]+:before,?)+)\{content:"[^"]*"\}', rule, sheet)
-    sheet = re.sub(r"/\*#.*?\*/", "", sheet)  # where the source map was
-    other = r"\.woff2\) format\([^)]*\),url\([^)]*\) format\([^)]*\)"
-    return re.sub(rf"(/fa-\w+-\d+){other}", r'\1.woff) format("woff")', sheet)
-
-
-def icons_drawn(sheet: str) -> set[str]:
-    """Return the characters of icon fonts (private use) that a style sheet shows."""
-    escaped = re.findall(r"\\([ef][0-9a-f]{3})\b", sheet)
-    return set(re.findall("[\ue000-\uf8ff]", sheet)) | {
-        chr(int(x, 16)) for x in escaped
-    }
-
-
-def shrink_font(font: Path, characters: Iterable[str]) -> None:
-    """Write, beside a TrueType font, a WOFF font that has only some characters."""
-    small = TTFont(font)
-    maker = subset.Subsetter()
-    maker.populate(text="".join(characters))
-    maker.subset(small)
-    small.flavor = "woff"
-    small.save(font.with_suffix(".woff"))
+# ---------------------------------------------------------------- after the build
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Repair every page, then drop what none of them needs."""
+    """Repair every page, then see to what pages load."""
     if error or app.builder.format != "html":
         return
     home = Path(app.outdir)
-    static = home / "_static"
-    pages = [page for page in home.rglob("*.html") if static not in page.parents]
+    pages = [
+        page for page in home.rglob("*.html") if home / "_static" not in page.parents
+    ]
     hits: Counter[str] = Counter()
-    texts = []
+    held = page_weight.Held()
     for path in pages:
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        held.add_sheets(page)
         repair(page, hits)
         hits["size_pictures"] += sum(1 for _ in size_pictures(page, path.parent))
-        texts.append(str(page))
-        path.write_text(texts[-1], encoding="utf-8")
+        held.add_page(page)
+        path.write_text(str(page), encoding="utf-8")
     for name in (*(mend.__name__ for mend in REPAIRS), "size_pictures"):
         if not hits[name]:
             LOG.warning("repairs: %s mends nothing on any page", name)
-    scripts = [
-        path.read_text(encoding="utf-8")
-        for path in static.rglob("*.js")
-        if path.name != "fontawesome.js"
-    ]
-    theme = static / SHEET
-    named = icons_named([*texts, *scripts])
-    theme.write_text(only_used(theme.read_text(encoding="utf-8"), named), "utf-8")
-    sheets = [path.read_text(encoding="utf-8") for path in static.rglob("*.css")]
-    icons = set().union(*map(icons_drawn, sheets))
-    for font in (static / FONTS).glob("*.ttf"):
-        shrink_font(font, icons)
-    for pattern in DROP:
-        for path in static.glob(pattern):
-            if path.suffix != ".woff":
-                path.unlink()
+    page_weight.finish(home, held)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    getLogger("fontTools").setLevel(WARNING)  # it tells every table
-    app.connect("html-page-context", only_needed_files, priority=900)
+    app.setup_extension("page_weight")
     app.connect("build-finished", finish, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,5 @@
 // What a page needs a script for, and reads without: the list of sections follows the
-// reader, and on paper every answer is open.
+// reader, the button of the colours tells its state, and on paper every answer is open.
 document.addEventListener("DOMContentLoaded", () => {
   const list = document.querySelector("#pst-secondary-sidebar")
   const links = [...(list?.querySelectorAll("a.nav-link[href^='#']") ?? [])]
@@ -23,11 +23,18 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Of what was searched for, Sphinx marks every word of the page: hundreds of "norm".
   setTimeout(() => {
-    const section = location.hash && document.getElementById(location.hash.slice(1))
+    const section = document.getElementById(decodeURIComponent(location.hash.slice(1)))
     for (const word of document.querySelectorAll("span.highlighted")) {
       if (!section?.contains(word)) word.replaceWith(...word.childNodes)
     }
   }, 50)
+
+  // The button of the colours says which are shown; its name changes while it has focus.
+  const root = document.documentElement
+  const say = () => document.querySelectorAll(".theme-switch-button").forEach(
+    (button) => button.setAttribute("aria-label", `Color mode: ${root.dataset.mode}`))
+  new MutationObserver(say).observe(root, { attributeFilter: ["data-mode"] })
+  say()
 
   let opened = []
   addEventListener("beforeprint", () => {

@@ -18,7 +18,7 @@ Scorer.score = (result) => {
 
 Search.article = (html) => {
   const page = new DOMParser().parseFromString(html, "text/html")
-  const unread = ".headerlink, script, style, .katex-mathml, details.hide, .toctree-wrapper"
+  const unread = ".headerlink, .needs, script, style, .katex-mathml, details.hide, .toctree-wrapper"
   page.querySelectorAll(unread).forEach((element) => element.remove())
   return page.querySelector("article.bd-article")
 }
