@@ -45,8 +45,8 @@ NOTEBOOK = (
 ELSEWHERE = f"This one needs PyTorch, which no page can run. {NOTEBOOK}"
 WITHOUT = {
     "exercise": f"This copy of the book has no Python for its pages. {NOTEBOOK}",
-    "starter": "This copy of the book has no Python for its pages. Paste a program into "
-    "a notebook: <code>make lab</code>.",
+    "starter": "This copy of the book has no Python for its pages. Paste a program "
+    "into a notebook: <code>make lab</code>.",
 }
 KEYS = "Tab indents; Escape, then Tab, leaves the editor; Ctrl+Enter runs."
 BUTTONS = {
@@ -210,8 +210,10 @@ def write(app: Sphinx, error: Exception | None) -> None:
 # ---------------------------------------------------------------- what a page shows
 
 
-def bar(app: Sphinx, kind: str, key: str, checks: Sequence[str] = ()) -> nodes.raw:
-    """What stands below code that can be altered: buttons, and how to use them."""
+def bar(
+    app: Sphinx, kind: str, key: str, checks: Sequence[str] = (), first: bool = True
+) -> nodes.raw:
+    """What stands below code that can be altered: buttons, and how to use the first."""
     files = served(Path(app.srcdir, "notebooks"))
     if any(name.endswith(CLASS) for name in checks):
         inside = f'<p class="in-page-note">{ELSEWHERE}</p>'
@@ -223,13 +225,13 @@ def bar(app: Sphinx, kind: str, key: str, checks: Sequence[str] = ()) -> nodes.r
             for name, label in BUTTONS[kind].items()
         )
         megabytes = round(sum(map(len, files.values())) / 1e6)
-        inside = (
-            f'<p>{buttons} <span class="in-page-progress"></span></p>'
-            f'<p class="in-page-note">The first click loads Python, {megabytes} MB. '
-            f"{KEYS} What you write is kept in this browser alone. "
+        inside = f'<p>{buttons} <span class="in-page-progress"></span></p>'
+        inside += first * (
+            '<p class="in-page-note" id="in-page-note">The first click loads Python, '
+            f"{megabytes} MB. {KEYS} What you write is kept in this browser alone. "
             '<button type="button" name="forget">Forget all that I wrote</button></p>'
         )
-    data = {"key": key, "checks": " ".join(checks), "python": folder_name(files)}
+    data = {"key": key, "python": folder_name(files)}
     attributes = " ".join(f'data-{k}="{html.escape(v)}"' for k, v in data.items())
     text = f'<div class="in-page-bar" {attributes}>{inside}</div>'
     return nodes.raw("", text, format="html")
@@ -241,11 +243,14 @@ def mark_exercises(app: Sphinx, doctree: nodes.document) -> None:
     if path.suffix != ".ipynb":
         return
     by_index = {exercise.index: exercise for exercise in exercises(path)}
+    first = True
     for cell in doctree.findall(nodes.container):
         exercise = by_index.get(cell.get("cell_index"))
         if exercise and cell.get("nb_element") == "cell_code":
             cell["classes"].append("in-page")
-            cell.insert(1, bar(app, "exercise", exercise.key, exercise.checks))
+            below = bar(app, "exercise", exercise.key, exercise.checks, first)
+            cell.insert(1, below)
+            first = first and "<button" not in below.astext()
 
 
 class Starters(SphinxDirective):
@@ -261,11 +266,15 @@ class Starters(SphinxDirective):
         key = f"{self.env.docname}/starter"
         buttons = bar(self.env.app, "starter", key)
         cell = nodes.container(classes=["cell", "in-page", "in-page-starters"])
-        options = "".join(f"<option>{html.escape(title)}</option>" for title in programs)
+        options = "".join(
+            f"<option>{html.escape(title)}</option>" for title in programs
+        )
         choice = f'<label>Start from <select name="program">{options}</select></label>'
         if "<button" in buttons.astext():
             cell["classes"].append("is-live")
-            cell += nodes.raw("", f'<p class="in-page-choice">{choice}</p>', format="html")
+            cell += nodes.raw(
+                "", f'<p class="in-page-choice">{choice}</p>', format="html"
+            )
         for title, code in programs.items():
             listing = nodes.container(classes=["cell_input"])
             listing += nodes.literal_block(code, code, language="python")

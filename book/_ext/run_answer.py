@@ -66,7 +66,9 @@ def run(code: str, before: str, show: Callable[[str], None]) -> None:
 
 def _execute(code: str, names: dict[str, Any]) -> None:
     body = ast.parse(code, FILE)
-    last = body.body.pop() if body.body and isinstance(body.body[-1], ast.Expr) else None
+    last = (
+        body.body.pop() if body.body and isinstance(body.body[-1], ast.Expr) else None
+    )
     exec(compile(body, FILE, "exec"), names)
     if isinstance(last, ast.Expr):
         value = eval(compile(ast.Expression(last.value), FILE, "eval"), names)

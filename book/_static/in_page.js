@@ -190,6 +190,13 @@
     worker.postMessage(job)
   }
 
+  // Which exercise was being checked: the first that the text has no verdict on.
+  function nextChecked(code, text) {
+    const names = [...code.matchAll(/^check\("([\w-]+)"/gm)].map(([, name]) => name)
+    const name = names.find((one) => !text.includes(`${one} ✓`) && !text.includes(`${one} ✗`))
+    return name ? `${name} ` : ""
+  }
+
   // -------------------------------------------------------------- a cell
 
   function enliven(cell) {
@@ -198,10 +205,9 @@
     const output = cell.querySelector(".cell_output pre")
     const input = cell.querySelector(".cell_input")
     if (!button("run")) return
-    const note = bar.querySelector(".in-page-note")
     if (cannot) {
-      note.textContent = cannot
-      bar.querySelector("p").remove()
+      bar.querySelector("p").textContent = cannot
+      bar.querySelector(".in-page-note")?.remove()
       return
     }
     const progress = bar.querySelector(".in-page-progress")
@@ -210,11 +216,10 @@
       .map((pre) => pre.textContent.trimEnd())
     const starter = () => starters[choice?.selectedIndex ?? 0]
     const key = () => bar.dataset.key + (choice ? `-${choice.value}` : "")
-    note.id = `in-page-${bar.dataset.key}`
     output.parentElement.role = "status" // what is printed is read out
 
-    const says = bar.dataset.checks ? "Your answer" : "Your program"
-    const { box, area } = makeEditor(kept(key()) ?? starter(), says, note.id)
+    const says = choice ? "Your program" : "Your answer"
+    const { box, area } = makeEditor(kept(key()) ?? starter(), says, "in-page-note")
     input.hidden = true
     bar.before(box)
     if (kept(key()) !== null) output.textContent = ""
@@ -239,10 +244,11 @@
         cancelAnimationFrame(drawn)
         drawn = requestAnimationFrame(draw)
       }
+      const code = area.value
       output.textContent = ""
       progress.textContent = worker ? "Running" : "Loading Python"
       const megabytes = (bytes) => (bytes / 1e6).toFixed(1)
-      runPython(bar.dataset.python, { code: area.value, key: bar.dataset.key }, {
+      runPython(bar.dataset.python, { code, key: bar.dataset.key }, {
         text: print,
         progress(bytes, total) {
           const all = bytes >= total ? ", starting it" : ""
@@ -251,11 +257,7 @@
         },
         running: () => (progress.textContent = "Running"),
         finish(fault) {
-          // What it was checking: the first that has not been answered.
-          const checks = bar.dataset.checks.split(" ")
-          const checked = (name) => text.includes(`${name} ✓`) || text.includes(`${name} ✗`)
-          const name = checks.find((one) => one && !checked(one))
-          if (fault?.late) print(`${name ? `${name} ` : ""}✗ ${fault.late}\n`)
+          if (fault?.late) print(`${nextChecked(code, text)}✗ ${fault.late}\n`)
           if (fault?.failed) {
             print(`Python did not start (${fault.failed}). Is the connection gone? `
               + `Click again. ${INSTEAD}\n`)
@@ -274,7 +276,7 @@
       replace(area, 0, area.value.length, starter())
       output.textContent = ""
     })
-    button("forget").addEventListener("click", () => {
+    button("forget")?.addEventListener("click", () => {
       forgetAll()
       document.dispatchEvent(new Event("normbook-forgotten"))
       progress.textContent = "Forgotten"
