@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,14 @@ def test_the_place_of_an_error_is_its_line_of_the_answer() -> None:
     assert printed("import json\njson.loads('{')").endswith("(line 2)\n")
 
 
+def test_what_needs_pytorch_is_sent_to_the_notebook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
+    assert printed("print(1)\nimport torch").startswith("1\n✗ PyTorch is not here")
+    assert printed("import nosuch").startswith("✗ ModuleNotFoundError")
+
+
 def test_printing_without_end_is_stopped() -> None:
     shown = printed("while True: print('again')")
     assert shown.endswith("✗ it prints more than 30,000 characters\n")
@@ -234,7 +243,7 @@ def test_an_exercise_gets_buttons_and_a_class_says_where_it_runs(
 ) -> None:
     lesson, tried, warnings = built(tmp_path)
     assert warnings == ""
-    assert lesson.count("This one needs PyTorch") == 1
+    assert lesson.count("Needs PyTorch") == 1
     assert lesson.count('name="run">Check</button>') == 2  # no id, no exercise
     assert lesson.count("The first click loads Python") == 1
     assert 'data-key="02_two/exercise-b"' in lesson

@@ -38,17 +38,17 @@ CLASS = "-class"  # how the name of an exercise ends that asks for a torch layer
 IMPORTABLE = {"numpy", *sys.stdlib_module_names}
 OURS = {"core", "functional", "moments", "exercises"}
 
-NOTEBOOK = (
-    "Answer in this page's notebook: on your machine with <code>make lab</code>, or on "
-    "Binder or Colab, under the rocket above."
-)
-ELSEWHERE = f"This one needs PyTorch, which no page can run. {NOTEBOOK}"
+NOTEBOOK = "the notebook: <code>make lab</code>, or Binder or Colab, under the rocket"
+ELSEWHERE = f"Needs PyTorch, which no page can run. Answer in {NOTEBOOK}."
 WITHOUT = {
-    "exercise": f"This copy of the book has no Python for its pages. {NOTEBOOK}",
+    "exercise": f"This copy of the book has no Python for its pages. Use {NOTEBOOK}.",
     "starter": "This copy of the book has no Python for its pages. Paste a program "
     "into a notebook: <code>make lab</code>.",
 }
-KEYS = "Tab indents; Escape, then Tab, leaves the editor; Ctrl+Enter runs."
+KEYS = (
+    '<span class="in-page-keys">Tab indents; Escape, then Tab, leaves the editor; '
+    "Ctrl+Enter runs.</span>"
+)
 BUTTONS = {
     "exercise": {"run": "Check", "solution": "Solution", "again": "Start over"},
     "starter": {"run": "Run", "again": "Start over"},

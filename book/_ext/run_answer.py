@@ -80,6 +80,8 @@ def _last_line(error: BaseException) -> str:
     """The kind of an error, its text, and the line of the answer that it comes from."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "PyTorch is not here, and no page can run it: use the notebook"
     steps = traceback.extract_tb(error.__traceback__)
     lines = [step.lineno for step in steps if step.filename == FILE]
     return f"{described(error)} (line {lines[-1]})" if lines else described(error)

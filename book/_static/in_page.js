@@ -238,7 +238,11 @@
       bar.classList.add("is-busy")
       let text = ""
       let drawn = 0
-      const draw = () => (output.textContent = text)
+      const draw = () => {
+        output.textContent = text
+        // What scrolls must be reached by keyboard too.
+        output.tabIndex = output.scrollHeight > output.clientHeight ? 0 : -1
+      }
       const print = (more) => {
         text += more
         cancelAnimationFrame(drawn)
