@@ -52,11 +52,15 @@ help:  ## This list
 	    echo "set-up failed: the lines above are the end of $(LOG)." >&2; exit 1; }; \
 	mv .venv/installed $@; step "ready"
 
+# Python for the pages. Where no place has it the folder is not made, and asked for again.
+_build/pyodide: book/package-lock.json book/_ext/pyodide_files.py | .venv/ready
+	@echo "set-up  Python for the pages"; $(BIN)/python book/_ext/pyodide_files.py
+
 # ---------------------------------------------------------------- the book
 
 # From nothing each time: a page that is gone must not stay, and Sphinx repeats the
 # warnings of a page only when it reads that page again.
-book: .venv/ready  ## Set up and build the book
+book: .venv/ready _build/pyodide  ## Set up and build the book
 	@rm -rf _build/html
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q
 	@echo "The book is built. Open $(BOOK), or: make serve"

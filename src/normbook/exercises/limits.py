@@ -20,6 +20,8 @@ PRINT_LIMIT_CHARACTERS = 10_000
 # C; and how long one waits for it at a time.
 _GRACE_S = 5.0
 _PAUSE_S = 0.02
+# Of so many seconds; a page that runs an answer says it, too.
+LATE = "it did not finish in {:g} seconds: is there a loop that never ends?"
 
 
 class Stopped(SystemExit):
@@ -123,10 +125,7 @@ def limited(run: Callable[[], Any]) -> Any:
             worker.join()  # a moment: the thread is on its way out
         print(paper.getvalue(), end="")
     if late:
-        raise Stopped(
-            f"it did not finish in {TIME_LIMIT_S:g} seconds: is there a loop that "
-            "never ends?"
-        )
+        raise Stopped(LATE.format(TIME_LIMIT_S))
     for error in worker.raised:
         if isinstance(error, Exception | Stopped):
             raise error
