@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from docutils import nodes
 from docutils.parsers.rst import directives
-from method_sets import GROUPED, SHAPE, divisors, picture
+from method_sets import SHAPE, divisors, picture
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from torch import nn
@@ -117,7 +117,8 @@ def running(kind: str) -> dict[str, list[float]]:
     layer = nb.BatchNorm(C, momentum=1.0).double()
     layer(x[:, :, 0] if kind == "features" else x)
     mean, var = layer.running_mean, layer.running_var
-    assert mean is not None and var is not None  # momentum is given
+    assert mean is not None  # as it is in a layer that tracks
+    assert var is not None
     return {"mean": mean.tolist(), "var": var.tolist()}
 
 
@@ -154,7 +155,8 @@ def facts() -> dict[str, Any]:
 def data(content: dict[str, Any]) -> str:
     """Return what a module reads, as an element of the page."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return f'<script type="application/json">{text.replace("<", chr(92) + "u003c")}</script>'
+    text = text.replace("<", r"\u003c")  # no end of a script
+    return f'<script type="application/json">{text}</script>'
 
 
 class MethodSets(SphinxDirective):
@@ -192,11 +194,11 @@ PLANE = np.array([[1, -1, 0], [-1, -1, 2]]) / np.sqrt([[2], [6]])
 UNIT = 50  # of the circle's picture
 ROWS = (
     ("x", "x"),
-    ("x_hat", "x̂, standardized"),
-    ("dy", "dy, the gradient that comes"),
-    ("centered", "less its mean"),
-    ("projected", "less its part along x̂"),
-    ("dx", "times r: dx"),
+    ("x_hat", "x̂"),
+    ("dy", "dy"),
+    ("centered", "dy − its mean"),
+    ("projected", "− its part along x̂"),
+    ("dx", "× r = dx"),
 )
 
 
@@ -234,12 +236,13 @@ def still() -> str:
     for place, along in enumerate(np.eye(3) - 1 / 3):
         x, y = on_paper(along * 3 / np.sqrt(2))  # where this number is √2
         axes.append(
-            f'<line class="axis" x1="{-x:.2f}" y1="{-y:.2f}" x2="{x:.2f}" y2="{y:.2f}"/>'
-            f'<text x="{1.16 * x:.1f}" y="{1.16 * y + 4:.1f}">x̂{"₁₂₃"[place]} = √2</text>'
+            f'<line class="axis" x1="{-x:.1f}" y1="{-y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{1.4 * x:.1f}" y="{1.16 * y + 4:.1f}">x̂{"₁₂₃"[place]} = √2'
+            "</text>"
         )
     x, y = on_paper(numbers["x_hat"])
     circle = (
-        '<svg class="circle" viewBox="-170 -125 340 260" role="img" aria-label="Three '
+        '<svg class="circle" viewBox="-170 -135 340 245" role="img" aria-label="Three '
         "standardized numbers lie on a circle of radius √3 in the plane where they sum "
         f'to 0"><defs>{tips}</defs>{"".join(axes)}'
         f'<circle r="{UNIT * np.sqrt(3):.2f}"/>'
@@ -290,7 +293,7 @@ def add_files(
     """Load a module, and the look of both, on the pages that have its figure."""
     raws = doctree.findall(nodes.raw) if doctree else ()
     for module in sorted({raw["module"] for raw in raws if "module" in raw}):
-        app.add_css_file("touch.css")
+        app.add_css_file("touch.css", priority=900)  # after book.css
         app.add_js_file(f"{module}.js", type="module")
 
 

@@ -1,8 +1,9 @@
 """What the pages show of the methods, computed from `normbook`: nothing is typed twice.
 
 `picture` is that of the sets, to choose from by mouse or keyboard and without a script;
-`figures_to_touch` puts it on a page. `{axes-table}` is the table of axes, statistics and parameters.
-{method}`BN` is a method's name in its colour. Also the card for social media.
+`figures_to_touch` puts it on a page. `{axes-table}` is the table of axes, statistics
+and parameters. {method}`BN` is a method's name in its colour. Also the card for social
+media.
 """
 
 from pathlib import Path
@@ -87,8 +88,8 @@ def picture(chosen: str) -> str:
         small = block({"on": members(method)}, "")
         choices.append(
             f'<label class="choice {key}"><input type="radio" name="sets" '
-            f'value="{method}" id="sets-{key}"{checked}>{small}<span>{plots.name(method)}</span>'
-            "</label>"
+            f'value="{method}" id="sets-{key}"{checked}>{small}'
+            f"<span>{plots.name(method)}</span></label>"
         )
         if not METHODS[method].grouped:
             big[f"is-{key}"] = members(method)

@@ -58,9 +58,9 @@ const element = (name, attributes = {}, ...inside) => {
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`
 
 const KINDS = {
-  images: ["N × C × H × W", "a row is a sample, a column a channel of 2 × 2"],
-  tokens: ["N × T × C", "a block is a sample, a row a token, a column a channel"],
-  features: ["N × C", "a row is a sample, a column a channel"],
+  images: ["N × C × H × W", "a row a sample, a column a channel of 2 × 2"],
+  tokens: ["N × T × C", "a block a sample, a row a token, a column a channel"],
+  features: ["N × C", "a row a sample, a column a channel"],
 }
 const MODES = { training: "training", evaluation: "evaluation" }
 const PADDING = { none: "none", counted: "counted", masked: "masked" }
@@ -88,7 +88,7 @@ const takeOver = (root) => {
   // Digits are keys in their order; the batch begins whole.
   const picks = {
     kind: radios("kind", "Shape", labels, "images"),
-    batch: radios("batch", "N", sizes, String(N)),
+    batch: radios("batch", "Batch N", sizes, String(N)),
     mode: radios("mode", "Mode", MODES, "training"),
     padding: radios("padding", "Padding", PADDING, "none"),
   }
@@ -116,7 +116,9 @@ const takeOver = (root) => {
 
   // ---- state
 
-  let pointed = 0 // an index of the block that is shown
+  let selected = 0 // an index of the block that is shown
+  let hover = null // likewise, while the mouse is there
+  let pointed = 0 // the one of the two that is looked at
   let changed = null // {cell, from}: the value changed last, and what it was
   let shown = { cells: [[], []] } // what is drawn: kind, n, positions, cells, index of places
   let now = null // what was computed of it
@@ -167,11 +169,11 @@ const takeOver = (root) => {
         return line
       }))
     })
-    const shape = Object.entries(facts.shapes[kind]).map(([axis, size]) => (axis === "N" ? n : size))
-    titleX.textContent = `x, ${shape.join(" × ")}: ${KINDS[kind][1]}`
+    titleX.textContent = `x: ${KINDS[kind][1]}`
     titleY.textContent = "outputs, with γ = 1 and β = 0"
     grids[0].setAttribute("aria-label", `Values: ${KINDS[kind][1]}. Arrows move, plus and minus change a value.`)
-    if (pointed >= length) pointed = 0
+    if (selected >= length) selected = 0
+    hover = null
     if (changed && changed.cell >= length) changed = null
   }
 
@@ -228,15 +230,14 @@ const takeOver = (root) => {
     const kind = method.centered ? "mean and one variance" : "mean square"
     const same = known.same ? `, as in ${known.same}` : ""
     const size = m[sets[pointed]]
-    const cells = size === 1 ? "The cell in colour has its own" : `The ${size} cells in colour share one`
     const number = plural(m.length, "such set")
     let text = now.real[pointed]
-      ? `${cells} ${kind}: ${known.of}${same}. S = (${known.over}); ${number}.`
+      ? `The ${plural(size, "cell")} in colour share one ${kind}: all ${known.over} of ${known.of}${same}. The block has ${number}.`
       : "This is padding, and the mask leaves it out of every set: output 0."
     if (m.some((count) => count === 0)) text += " A set of padding alone is empty: normbook refuses this mask, which no other set needs."
-    else if (known.refused) text += ` All outputs are 0 = β whatever x is: torch says nothing, normbook raises.`
+    else if (known.refused) text = "The cell in colour is alone in its set and is its own mean. All outputs are 0 = β, whatever x is: torch says nothing, normbook raises."
     else if (value(picks.mode) === "evaluation") text += ` ${method.name} does the same in evaluation.`
-    return text[0].toUpperCase() + text.slice(1)
+    return text
   }
 
   const toldOfMoves = () => {
@@ -270,6 +271,7 @@ const takeOver = (root) => {
   let timer = null
   let touched = false // nothing is said while the page loads
   const show = () => {
+    pointed = hover ?? selected
     now = compute()
     groups.disabled = !now.method.grouped
     picks.padding.disabled = shown.kind !== "tokens"
@@ -280,10 +282,10 @@ const takeOver = (root) => {
       write(cell, sign(String(x[i])), String(x[i]))
       if (before !== cell.dataset.value) cell.setAttribute("aria-label", `${cell.textContent}, ${name(i)}`)
       write(output, y ? short(y[i]) : "", y ? String(y[i]) : "")
-      cell.tabIndex = i === pointed ? 0 : -1
-      cell.setAttribute("aria-selected", i === pointed)
+      cell.tabIndex = i === selected ? 0 : -1
+      cell.setAttribute("aria-selected", i === selected)
       const states = { on: shares[i], pad: pads[i], here: i === pointed }
-      paint(cell, states)
+      paint(cell, { ...states, changed: changed?.cell === i })
       paint(output, { ...states, moved: changed && moved?.[i] })
     }
     say.className = `say is-${now.method.grouped ? `g${now.G}` : now.key.toLowerCase()}`
@@ -293,7 +295,7 @@ const takeOver = (root) => {
       element("div", {}, element("dt", {}, key),
         element("dd", {}, element("data", { value: exact }, sign(exact.toFixed(digits)))))))
     moves.textContent = toldOfMoves()
-    less.disabled = more.disabled = pads[pointed]
+    less.disabled = more.disabled = pads[selected]
     clearTimeout(timer)
     if (touched) timer = setTimeout(() => {
       const numbers = rows.map(([key, exact, digits]) => `${key} ${sign(exact.toFixed(digits))}`)
@@ -309,18 +311,25 @@ const takeOver = (root) => {
     })
   }
 
-  const point = (i) => {
-    if (i === pointed) return
-    pointed = i
+  const look = (i) => {
+    if (i === hover) return
+    hover = i
     show()
   }
+  const select = (i) => {
+    selected = i
+    hover = null
+    show()
+    shown.cells[0][i].focus({ preventScroll: true })
+  }
   const change = (to, soonOnly) => {
-    if (now.pads[pointed]) return
-    const at = inAll(pointed)
+    if (now.pads[selected]) return
+    const at = inAll(selected)
     const next = Math.max(-LIMIT, Math.min(LIMIT, to))
     if (next === all[at]) return
-    if (changed?.cell !== pointed) changed = { cell: pointed, from: all[at] }
+    if (changed?.cell !== selected) changed = { cell: selected, from: all[at] }
     all[at] = next
+    hover = null
     if (soonOnly) soon()
     else show()
   }
@@ -332,16 +341,16 @@ const takeOver = (root) => {
   for (const grid of grids) {
     grid.addEventListener("pointerover", (event) => {
       const cell = cellOf(event)
-      if (cell && !drag && event.pointerType === "mouse") point(Number(cell.dataset.cell))
+      if (cell && !drag && event.pointerType === "mouse") look(Number(cell.dataset.cell))
     })
+    grid.addEventListener("pointerleave", () => look(null))
     grid.addEventListener("pointerdown", (event) => {
       const cell = cellOf(event)
       if (!cell || event.button) return
-      point(Number(cell.dataset.cell))
-      shown.cells[0][pointed].focus({ preventScroll: true })
-      if (grid !== grids[0]) return
       event.preventDefault()
-      drag = { x: event.clientX, y: event.clientY, from: all[inAll(pointed)], mouse: event.pointerType === "mouse" }
+      select(Number(cell.dataset.cell))
+      if (grid !== grids[0]) return
+      drag = { x: event.clientX, y: event.clientY, from: all[inAll(selected)], mouse: event.pointerType === "mouse" }
       grid.setPointerCapture(event.pointerId)
     })
     grid.addEventListener("pointermove", (event) => {
@@ -357,20 +366,17 @@ const takeOver = (root) => {
   const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
   grids[0].addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return
-    if (event.key in STEPS) change(all[inAll(pointed)] + STEPS[event.key])
+    if (event.key in STEPS) change(all[inAll(selected)] + STEPS[event.key])
     else if (event.key in ARROWS) {
-      const [row, column] = place(shown.kind, pointed)
+      const [row, column] = place(shown.kind, selected)
       const [down, right] = ARROWS[event.key]
       const next = shown.at.get(`${row + down} ${column + right}`)
-      if (next !== undefined) {
-        point(next)
-        shown.cells[0][next].focus()
-      }
+      if (next !== undefined) select(next)
     } else return
     event.preventDefault()
   })
-  less.addEventListener("click", () => change(all[inAll(pointed)] - 1))
-  more.addEventListener("click", () => change(all[inAll(pointed)] + 1))
+  less.addEventListener("click", () => change(all[inAll(selected)] - 1))
+  more.addEventListener("click", () => change(all[inAll(selected)] + 1))
   again.addEventListener("click", () => {
     all.set(facts.values)
     changed = null
