@@ -236,7 +236,8 @@ def still() -> str:
     for place, along in enumerate(np.eye(3) - 1 / 3):
         x, y = on_paper(along * 3 / np.sqrt(2))  # where this number is √2
         axes.append(
-            f'<line class="axis" x1="{-x:.1f}" y1="{-y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
+            f'<line class="axis" x1="{-x:.1f}" y1="{-y:.1f}" x2="{x:.1f}" '
+            f'y2="{y:.1f}"/>'
             f'<text x="{1.4 * x:.1f}" y="{1.16 * y + 4:.1f}">x̂{"₁₂₃"[place]} = √2'
             "</text>"
         )
@@ -264,7 +265,10 @@ def still() -> str:
         '<div class="wide" tabindex="0" role="region" aria-label="The numbers"><table>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return f'<div class="pictures">{circle}{table}</div>'
+    arrows = (
+        "Arrows, from x̂: dashed dy − its mean; solid what is left along the circle."
+    )
+    return f'<div class="pictures">{circle}{table}</div><p class="arrows">{arrows}</p>'
 
 
 class ThreeNumbers(SphinxDirective):

@@ -170,7 +170,7 @@ const takeOver = (root) => {
       }))
     })
     titleX.textContent = `x: ${KINDS[kind][1]}`
-    titleY.textContent = "outputs, with γ = 1 and β = 0"
+    titleY.textContent = "outputs (γ = 1, β = 0), underlined if moved"
     grids[0].setAttribute("aria-label", `Values: ${KINDS[kind][1]}. Arrows move, plus and minus change a value.`)
     if (selected >= length) selected = 0
     hover = null
