@@ -95,7 +95,7 @@ def test_it_is_drawn(sixth):
 
 def test_it_is_tabulated_on_the_pages(sixth):
     method_sets = pytest.importorskip("method_sets", reason="Sphinx is not installed")
-    assert 'id="sets-scalenorm"' in method_sets.picture()
+    assert 'id="sets-scalenorm"' in method_sets.picture("BN")
     assert "--scalenorm:#56B4E9" in method_sets.style()
     assert "#sets-scalenorm:checked" in method_sets.style()
     row = method_sets.table().rpartition("<tr>")[2]

@@ -1,8 +1,9 @@
 """What the pages show of the methods, computed from `normbook`: nothing is typed twice.
 
-`{method-sets}` is the picture of the sets, to choose from by mouse or keyboard and
-without a script. `{axes-table}` is the table of axes, statistics and parameters.
-{method}`BN` is a method's name in its colour. Also the card for social media.
+`picture` is that of the sets, to choose from by mouse or keyboard and without a script;
+`figures_to_touch` puts it on a page. `{axes-table}` is the table of axes, statistics
+and parameters. {method}`BN` is a method's name in its colour. Also the card for social
+media.
 """
 
 from pathlib import Path
@@ -78,17 +79,17 @@ def sentence(method: str, groups: int = GROUPS) -> str:
     )
 
 
-def picture() -> str:
+def picture(chosen: str) -> str:
     """Return the HTML of the picture: one block a method, and the chosen one large."""
     choices, big, said = [], {}, []
-    for position, method in enumerate(METHODS):
+    for method in METHODS:
         key = method.lower()
-        checked = " checked" if position == 0 else ""
+        checked = " checked" if method == chosen else ""
         small = block({"on": members(method)}, "")
         choices.append(
             f'<label class="choice {key}"><input type="radio" name="sets" '
-            f'id="sets-{key}"{checked}>{small}<span>{plots.name(method)}</span>'
-            "</label>"
+            f'value="{method}" id="sets-{key}"{checked}>{small}'
+            f"<span>{plots.name(method)}</span></label>"
         )
         if not METHODS[method].grouped:
             big[f"is-{key}"] = members(method)
@@ -99,8 +100,8 @@ def picture() -> str:
         big[f"is-g{number}"] = members(GROUPED, number)
         said.append(f'<p class="say is-g{number}">{sentence(GROUPED, number)}</p>')
         groups.append(
-            f'<label><input type="radio" name="groups" id="sets-g{number}"{checked}>'
-            f"{number}</label>"
+            f'<label><input type="radio" name="groups" value="{number}" '
+            f'id="sets-g{number}"{checked}>{number}</label>'
         )
     n, c, positions = SHAPE
     label = f"A block of cells: {n} samples, {c} channels, {positions} positions"
@@ -116,13 +117,6 @@ def picture() -> str:
         '<fieldset class="groups"><legend>Number of groups G</legend>'
         f"{''.join(groups)}</fieldset></div></div></div>"
     )
-
-
-class MethodSets(SphinxDirective):
-    """The picture of the sets."""
-
-    def run(self) -> list[nodes.Node]:
-        return [nodes.raw("", picture(), format="html")]
 
 
 # ------------------------------------------------------------------ the table
@@ -267,7 +261,6 @@ def add_card(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     plt.switch_backend("agg")
-    app.add_directive("method-sets", MethodSets)
     app.add_directive("axes-table", AxesTable)
     app.add_role("method", Method())
     app.connect("html-page-context", add_style)
