@@ -34,9 +34,13 @@ FRONT, ONE = "book/index.html", "notebooks/01_one_idea.html"
 N, C, P = 4, 6, 4
 LENGTHS = np.array([2, 4, 3, 4])
 EPS = 1e-5
+GROUPS = {"images": (1, 2, 3, 6), "tokens": (1, 3), "features": (2, 6)}
 
-# What the explorer shows, read in one go.
-READ = """() => {
+# Few pixels to paint at each of many steps.
+SMALL = {"width": 900, "height": 640}
+# What the explorer shows, read in one go, once what was done is in the frame.
+READ = """async () => {
+    await new Promise(requestAnimationFrame)
     const explorer = document.querySelector('.explorer')
     const [x, y] = [...explorer.querySelectorAll('.grid')].map((grid) => {
         const cells = [...grid.querySelectorAll('[data-cell]')]
@@ -71,12 +75,12 @@ class State(NamedTuple):
 def states(kind: str) -> Iterator[State]:
     paddings = [(N, "none"), (1, "none")]
     if kind == "tokens":
-        paddings = [(N, "none"), (N, "counted"), (N, "masked"), (1, "masked")]
+        paddings = [(N, "counted"), (N, "masked"), (1, "none")]
     for n, padding in paddings:
         for key, method in METHODS.items():
             if n == 1 and not (method.tracks or method.grouped):
                 continue  # of one sample they make what they make of four
-            for groups in (1, 2, 3, 6) if method.grouped else (1,):
+            for groups in GROUPS[kind] if method.grouped else (1,):
                 yield State(kind, key, n, groups, "training", padding)
             if method.tracks:
                 yield State(kind, key, n, 1, "evaluation", padding)
@@ -190,7 +194,6 @@ class Explorer:
         self.page.mouse.move(x, y)
         self.page.mouse.down()
         self.page.mouse.move(x + 4 * steps, y)
-        self.page.evaluate("new Promise(requestAnimationFrame)")
         self.page.mouse.up()
 
     def press(self, cell: int, steps: int) -> None:
@@ -220,8 +223,9 @@ def test_every_number_of_the_sets_is_the_librarys(
     kind: str,
     rng: np.random.Generator,
 ) -> None:
-    with visit(FRONT, viewport={"width": 1280, "height": 1400}) as seen:
+    with visit(FRONT, viewport=SMALL) as seen:
         explorer = Explorer(seen.page)
+        seen.page.eval_on_selector(".sets", "e => e.scrollIntoView()")
         first = np.array(explorer.read()["x"], float).reshape(N, C, P)
         block = first[:, :, :1].copy() if kind == "features" else first.copy()
         rows = block.transpose(0, 2, 1).reshape(-1, C)
@@ -237,7 +241,8 @@ def test_every_number_of_the_sets_is_the_librarys(
             if state.padding != "none":
                 real &= real_positions(state.n)
             cell = int(rng.choice(np.flatnonzero(real)))  # padding cannot be changed
-            steps = int(rng.choice([-5, -2, 3, 9]))
+            # A key is a frame, a drag is two however far it goes.
+            steps = int(rng.choice([-1, 1, 2] if number % 2 else [-5, -2, 3, 9]))
             (explorer.press if number % 2 else explorer.drag)(cell, steps)
             after = x.copy()
             after.flat[cell] += steps
@@ -388,9 +393,10 @@ def test_a_finger_that_moves_sideways_changes_a_value(
 def test_every_number_of_the_three_is_the_librarys(
     visit: Callable[..., Any],  # noqa: F811
 ) -> None:
-    with visit(ONE, viewport=DESK) as seen:
+    with visit(ONE, viewport=SMALL) as seen:
         page = seen.page
         page.locator("summary", has_text="third number").click()
+        page.eval_on_selector(".three-numbers", "e => e.scrollIntoView()")
         third, epsilon = page.locator(".three-numbers input").all()
         dy = np.array([-1.0, 1.0, 1.0])
 
