@@ -243,10 +243,14 @@ def mark_exercises(app: Sphinx, doctree: nodes.document) -> None:
     if path.suffix != ".ipynb":
         return
     by_index = {exercise.index: exercise for exercise in exercises(path)}
-    first = True
+    first, told = True, False
     for cell in doctree.findall(nodes.container):
         exercise = by_index.get(cell.get("cell_index"))
         if exercise and cell.get("nb_element") == "cell_code":
+            elsewhere = any(name.endswith(CLASS) for name in exercise.checks)
+            if elsewhere and told:
+                continue  # where it runs is said once a page
+            told = told or elsewhere
             cell["classes"].append("in-page")
             below = bar(app, "exercise", exercise.key, exercise.checks, first)
             cell.insert(1, below)
