@@ -62,13 +62,18 @@ def printed(code: str, before: str = "") -> str:
     return "".join(shown)
 
 
-def solution(key: str) -> str:
-    """The source of the cell that answers an exercise's."""
-    stem, cell_id = key.split("/exercise-")
+def source(stem: str, cell_id: str) -> str:
+    """The code of a notebook's cell."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    (source,) = (c["source"] for c in cells if c["id"] == f"solution-{cell_id}")
-    return "".join(source)
+    (code,) = (cell["source"] for cell in cells if cell["id"] == cell_id)
+    return "".join(code)
+
+
+def solution(key: str) -> str:
+    """The code of the cell that answers an exercise's."""
+    stem, cell_id = key.split("/exercise-")
+    return source(stem, f"solution-{cell_id}")
 
 
 def mistaken(name: str) -> str:
@@ -509,6 +514,7 @@ def test_what_was_written_is_kept_until_it_is_forgotten(
 ) -> None:
     with Reader(browser, strict, LESSON) as reader:
         starter = reader.area.input_value()
+        assert starter == source("01_one_idea", "exercise-by-hand")
         reader.area.fill("by_hand = 1")
         reader.open(LESSON)
         assert reader.area.input_value() == "by_hand = 1"

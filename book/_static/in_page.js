@@ -197,6 +197,13 @@
     return name ? `${name} ` : ""
   }
 
+  // What a listing shows; what is hidden in it is for who copies it elsewhere.
+  function codeOf(listing) {
+    const copy = listing.cloneNode(true)
+    copy.querySelectorAll("[hidden]").forEach((part) => part.remove())
+    return copy.textContent.trimEnd()
+  }
+
   // -------------------------------------------------------------- a cell
 
   function enliven(cell) {
@@ -213,7 +220,7 @@
     const progress = bar.querySelector(".in-page-progress")
     const choice = cell.querySelector("select")
     const starters = [...cell.querySelectorAll(".cell_input pre")]
-      .map((pre) => pre.textContent.trimEnd())
+      .map(codeOf)
     const starter = () => starters[choice?.selectedIndex ?? 0]
     const key = () => bar.dataset.key + (choice ? `-${choice.value}` : "")
     output.parentElement.role = "status" // what is printed is read out
