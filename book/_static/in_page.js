@@ -73,7 +73,8 @@
   function makeEditor(code, label, describedBy) {
     const box = document.createElement("div")
     box.className = "in-page-editor highlight"
-    const shown = document.createElement("pre")
+    const shown = document.createElement("div") // the theme puts each pre on the Tab key's way
+    shown.className = "in-page-shown"
     shown.ariaHidden = "true"
     const area = document.createElement("textarea")
     Object.assign(area, { value: code, ariaLabel: label, spellcheck: false, rows: 1 })
