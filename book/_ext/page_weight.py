@@ -90,6 +90,8 @@ def let_scripts_wait(page: BeautifulSoup) -> Iterator[Tag]:
     """
     for script in page.select("head script[src][defer]"):
         page.head.append(script)
+    for index in page.select('head script[src^="searchindex.js"]'):
+        page.head.append(index)  # starts the search that the others have prepared
     for script in page.select("script[src]:not([defer], [type=module])"):
         script["defer"] = "defer"
         yield script
