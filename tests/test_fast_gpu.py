@@ -168,11 +168,6 @@ def test_no_parameters(name):
     check(SHAPES[name], torch.bfloat16, affine=(False, False))
 
 
-@pytest.mark.parametrize("work", [GN, IN, BN], ids=["GN", "IN", "BN"])
-def test_lengths(work):
-    check(work, torch.bfloat16, lengths=True)
-
-
 def test_the_gate_sees_a_spill_and_a_narrow_load():
     """Twice the largest tile does not fit; rows of 999 values are not whole vectors."""
     launch = next(iter(sm90.launches(SHAPES["16384"], torch.float32)))

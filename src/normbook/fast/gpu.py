@@ -32,16 +32,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normbook.fast import DTYPES, Running, Work, _count
+from normbook.fast import Task, Work
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # ---------------------------------------------------------------- the resident pair
 
 
 @triton.jit
-def _where(
-    row, a, s, rows, G, S, lengths_ptr, A: tl.constexpr, CHANNELS_LAST: tl.constexpr
-):
-    """Of the values (row, a, s): where they lie, which exist, which count, how many."""
+def _where(row, a, s, rows, G, S, A: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Of the values (row, a, s): where they lie, and which of them exist."""
     n, g = row // G, row % G
     if CHANNELS_LAST:
         first = n.to(tl.int64) * S * G * A + g * A
@@ -50,28 +50,12 @@ def _where(
         first = row.to(tl.int64) * A * S
         at = a[None, :, None] * S + s[None, None, :]
     inside = (row < rows)[:, None, None] & ((a < A)[:, None] & (s < S)[None, :])[None]
-    real, count = inside, A * S
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + n, mask=row < rows, other=1)
-        real, count = inside & (s[None, None, :] < length[:, None, None]), A * length
-    return first[:, None, None], at, inside, real, count
-
-
-@triton.jit
-def _load(ptr, inside, real, lengths_ptr):
-    """Values in float32, and 0 for what is not real.
-
-    That is read all the same: a mask that ends anywhere would make every load narrow.
-    """
-    values = tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
-    if lengths_ptr is not None:
-        values = tl.where(real, values, 0.0)
-    return values
+    return first[:, None, None] + at, inside
 
 
 @triton.jit
 def _forward(
-    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, lengths_ptr,
+    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr,
     rows, G, S, eps,
     A: tl.constexpr, CENTERED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr, AS: tl.constexpr, SS: tl.constexpr,
@@ -79,15 +63,15 @@ def _forward(
     """y = γ·(x − mean)·rstd + β. A row is a set; a program takes ROWS of them."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     a, s = tl.arange(0, AS), tl.arange(0, SS)
-    first, at, inside, real, count = _where(
-        row, a, s, rows, G, S, lengths_ptr, A, CHANNELS_LAST
-    )
-    x = _load(x_ptr + first + at, inside, real, lengths_ptr)
+    at, inside = _where(row, a, s, rows, G, S, A, CHANNELS_LAST)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if CENTERED:
-        mean = tl.sum(tl.sum(x, 2), 1) / count
+        mean = tl.sum(tl.sum(x, 2), 1) / (A * S)
         tl.store(mean_ptr + row, mean, mask=row < rows)
-        x = tl.where(real, x - mean[:, None, None], 0.0)
-    var = tl.sum(tl.sum(x * x, 2), 1) / count  # x is in registers still: no new reading
+        x = tl.where(inside, x - mean[:, None, None], 0.0)
+    var = tl.sum(tl.sum(x * x, 2), 1) / (
+        A * S
+    )  # x is in registers still: no new reading
     tl.store(var_ptr + row, var, mask=row < rows)
     y = x * (1 / tl.sqrt(var + eps))[:, None, None]
     channel = (row % G * A)[:, None] + a[None, :]
@@ -97,14 +81,12 @@ def _forward(
     if beta_ptr is not None:
         beta = tl.load(beta_ptr + channel, mask=(a < A)[None, :], other=0.0)
         y = y + beta.to(tl.float32)[:, :, None]
-    if lengths_ptr is not None:
-        y = tl.where(real, y, 0.0)
-    tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _backward(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr,
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr,
     dx_ptr, d_gamma_ptr, d_beta_ptr,
     rows, G, S, eps,
     A: tl.constexpr, CENTERED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -125,37 +107,31 @@ def _backward(
     d_beta = tl.zeros((ROWS, AS), tl.float32)
     for start in tl.range(p * ROWS, rows, programs * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        first, at, inside, real, count = _where(
-            row, a, s, rows, G, S, lengths_ptr, A, CHANNELS_LAST
-        )
-        x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-        dy = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+        at, inside = _where(row, a, s, rows, G, S, A, CHANNELS_LAST)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         var = tl.load(var_ptr + row, mask=row < rows, other=1.0)
         rstd = (1 / tl.sqrt(var + eps))[:, None, None]
         if CENTERED:
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
             x -= mean[:, None, None]
-        x_hat = x * rstd  # anything beyond what is real, where dy is 0
+        x_hat = x * rstd  # anything beyond what exists, where dy is 0
         # One sum a channel serves dγ as it is and mean(g·x_hat) after a factor γ.
         by_x_hat, by_one = tl.sum(dy * x_hat, 2), tl.sum(dy, 2)
         if d_gamma_ptr is not None:
             d_gamma += by_x_hat
-        if d_beta_ptr is not None:
             d_beta += by_one
         g = dy
         if gamma_ptr is not None:
             g = gamma[:, :, None] * dy
             by_x_hat, by_one = gamma * by_x_hat, gamma * by_one
-        dx = g - x_hat * (tl.sum(by_x_hat, 1) / count)[:, None, None]
+        dx = g - x_hat * (tl.sum(by_x_hat, 1) / (A * S))[:, None, None]
         if CENTERED:
-            dx -= (tl.sum(by_one, 1) / count)[:, None, None]
+            dx -= (tl.sum(by_one, 1) / (A * S))[:, None, None]
         dx *= rstd
-        if lengths_ptr is not None:
-            dx = tl.where(real, dx, 0.0)
-        tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     if d_gamma_ptr is not None:
         _store_part(d_gamma_ptr, d_gamma, p, a, G, A, ROWS)
-    if d_beta_ptr is not None:
         _store_part(d_beta_ptr, d_beta, p, a, G, A, ROWS)
 
 
@@ -172,7 +148,7 @@ def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
 
 @triton.jit
 def _backward_walk(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr,
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr,
     dx_ptr, d_gamma_ptr, d_beta_ptr,
     rows, G, S, eps,
     A: tl.constexpr, CENTERED: tl.constexpr, AS: tl.constexpr, SS: tl.constexpr,
@@ -195,18 +171,17 @@ def _backward_walk(
         by_x_hat = tl.zeros((1, AS, SS), tl.float32)
         by_one = tl.zeros((1, AS, SS), tl.float32)
         for first_s in range(0, S, SS):
-            first, at, inside, real, _ = _where(
-                row, a, first_s + tl.arange(0, SS), rows, G, S, lengths_ptr, A, False
+            at, inside = _where(
+                row, a, first_s + tl.arange(0, SS), rows, G, S, A, False
             )
-            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-            dy = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
             by_x_hat += dy * ((x - mean) * rstd)
             by_one += dy
         by_x_hat, by_one = tl.sum(by_x_hat, 2), tl.sum(by_one, 2)
         here = (row.to(tl.int64) * A)[:, None] + a[None, :]
         if d_gamma_ptr is not None:
             tl.store(d_gamma_ptr + here, by_x_hat, mask=(a < A)[None, :])
-        if d_beta_ptr is not None:
             tl.store(d_beta_ptr + here, by_one, mask=(a < A)[None, :])
         if gamma_ptr is not None:
             gamma = _gamma(gamma_ptr, row, a, G, A)
@@ -218,20 +193,16 @@ def _backward_walk(
         a = (tl.cdiv(A, AS) - 1 - block_a) * AS + tl.arange(0, AS)
         for block_s in range(0, tl.cdiv(S, SS)):
             s = (tl.cdiv(S, SS) - 1 - block_s) * SS + tl.arange(0, SS)
-            first, at, inside, real, count = _where(
-                row, a, s, rows, G, S, lengths_ptr, A, False
-            )
-            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-            dx = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+            at, inside = _where(row, a, s, rows, G, S, A, False)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            dx = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
             if gamma_ptr is not None:
                 dx *= _gamma(gamma_ptr, row, a, G, A)[:, :, None]
-            dx -= (x - mean) * rstd * (along / count)[:, None, None]
+            dx -= (x - mean) * rstd * (along / (A * S))[:, None, None]
             if CENTERED:
-                dx -= (level / count)[:, None, None]
+                dx -= (level / (A * S))[:, None, None]
             dx *= rstd
-            if lengths_ptr is not None:
-                dx = tl.where(real, dx, 0.0)
-            tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+            tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -246,11 +217,8 @@ def _gamma(gamma_ptr, row, a, G, A: tl.constexpr):
 
 
 @triton.jit
-def _block(
-    b, t, c, P, C, R, lengths_ptr, BATCH: tl.constexpr,
-    PS: tl.constexpr, RS: tl.constexpr,
-):  # fmt: skip
-    """Block t of (P, R) at channels c: its p and r, where it lies, what is real.
+def _block(b, t, c, P, C, R, PS: tl.constexpr, RS: tl.constexpr):
+    """Block t of (P, R) at channels c: its p and r, where it lies, what exists.
 
     x is seen as (B, P, C, R), in this order in memory; see `_View`.
     """
@@ -259,12 +227,7 @@ def _block(
     at = ((b.to(tl.int64) * P + p) * C)[:, None] + c[None, :]
     at = (at * R)[:, :, None] + r[None, None, :]
     inside = ((p < P)[:, None] & (c < C)[None, :])[:, :, None] & (r < R)[None, None, :]
-    real = inside
-    if lengths_ptr is not None:
-        n = p if BATCH else p * 0 + b
-        length = tl.load(lengths_ptr + n, mask=p < P, other=0)
-        real = inside & (r[None, None, :] < length[:, None, None])
-    return p, r, at, inside, real
+    return p, r, at, inside
 
 
 @triton.jit
@@ -287,9 +250,8 @@ def _of_channel(ptr, c, r, C, R, ACROSS: tl.constexpr):
 
 @triton.jit
 def _moments(
-    x_ptr, lengths_ptr, parts_ptr, B, P, C, R, K,
-    BATCH: tl.constexpr, CENTERED: tl.constexpr,
-    PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
+    x_ptr, parts_ptr, B, P, C, R, K,
+    CENTERED: tl.constexpr, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
     """Count, mean and Σ(x − mean)² of part k of K, of every (b, c).
 
@@ -303,12 +265,12 @@ def _moments(
     mean = tl.zeros((CS,), tl.float32)
     m2 = tl.zeros((CS,), tl.float32)
     for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
-        _, _, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-        x = _load(x_ptr + at, inside, real, lengths_ptr)
-        here = tl.sum(tl.sum(real.to(tl.int32), 2), 0)
+        _, _, at, inside = _block(b, t, c, P, C, R, PS, RS)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        here = tl.sum(tl.sum(inside.to(tl.int32), 2), 0)
         if CENTERED:
             mean_here = tl.sum(tl.sum(x, 2), 0) / tl.maximum(here, 1)
-            x = tl.where(real, x - mean_here[None, :, None], 0.0)
+            x = tl.where(inside, x - mean_here[None, :, None], 0.0)
             delta, share = mean_here - mean, here / tl.maximum(count + here, 1)
             mean += delta * share
             m2 += delta * (delta * (count * share))
@@ -360,15 +322,14 @@ def _place(P, C, R, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr):
 
 @triton.jit
 def _apply(
-    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, lengths_ptr,
+    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr,
     B, P, C, R, A, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr,
-    PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
+    ACROSS: tl.constexpr, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
     """y = γ·(x − mean)·rstd + β with statistics that are known by now."""
     b, t, c = _place(P, C, R, PS, CS, RS)
-    p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-    y = _load(x_ptr + at, inside, real, lengths_ptr)
+    p, r, at, inside = _block(b, t, c, P, C, R, PS, RS)
+    y = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if mean_ptr is not None:
         y -= _of_set(mean_ptr, b, p, c, B, P, C, A, False)
     y *= 1 / tl.sqrt(_of_set(var_ptr, b, p, c, B, P, C, A, False) + eps)
@@ -376,15 +337,15 @@ def _apply(
         y *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
     if beta_ptr is not None:
         y += _of_channel(beta_ptr, c, r, C, R, ACROSS)
-    y = tl.where(real, y, 0.0)
+    y = tl.where(inside, y, 0.0)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _sums(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr, parts_ptr,
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, parts_ptr,
     B, P, C, R, A, K, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr, BY_ROW: tl.constexpr,
+    ACROSS: tl.constexpr, BY_ROW: tl.constexpr,
     PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
     """Σ dy·x_hat and Σ dy (of γ·dy where γ is given), in parts as `_moments` has."""
@@ -394,15 +355,15 @@ def _sums(
     by_x_hat = tl.zeros((PS, CS, RS), tl.float32)
     by_one = tl.zeros((PS, CS, RS), tl.float32)
     for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
-        p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-        x = _load(x_ptr + at, inside, real, lengths_ptr)
-        g = _load(dy_ptr + at, inside, real, lengths_ptr)
+        p, r, at, inside = _block(b, t, c, P, C, R, PS, RS)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if gamma_ptr is not None:
             g *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
         if mean_ptr is not None:
             x -= _of_set(mean_ptr, b, p, c, B, P, C, A, BY_ROW)
         var = _of_set(var_ptr, b, p, c, B, P, C, A, BY_ROW)
-        by_x_hat += g * (x * (1 / tl.sqrt(var + eps)))  # g is 0 beyond what is real
+        by_x_hat += g * (x * (1 / tl.sqrt(var + eps)))  # g is 0 beyond what exists
         by_one += g
     at, far = (b * K + k) * C + c, B * K * C
     tl.store(parts_ptr + at, tl.sum(tl.sum(by_x_hat, 2), 0), mask=c < C)
@@ -411,16 +372,15 @@ def _sums(
 
 @triton.jit
 def _backward_apply(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, by_x_hat_ptr, by_one_ptr, lengths_ptr,
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, by_x_hat_ptr, by_one_ptr,
     dx_ptr, B, P, C, R, A, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr,
-    PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
+    ACROSS: tl.constexpr, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, both means known by now."""
     b, t, c = _place(P, C, R, PS, CS, RS)
-    p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-    x = _load(x_ptr + at, inside, real, lengths_ptr)
-    dx = _load(dy_ptr + at, inside, real, lengths_ptr)
+    p, r, at, inside = _block(b, t, c, P, C, R, PS, RS)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dx = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
     rstd = 1 / tl.sqrt(_of_set(var_ptr, b, p, c, B, P, C, A, False) + eps)
     if gamma_ptr is not None:
         dx *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
@@ -428,7 +388,7 @@ def _backward_apply(
         x -= _of_set(mean_ptr, b, p, c, B, P, C, A, False)
         dx -= _of_set(by_one_ptr, b, p, c, B, P, C, A, False)
     dx -= x * rstd * _of_set(by_x_hat_ptr, b, p, c, B, P, C, A, False)
-    dx = tl.where(real, dx * rstd, 0.0)
+    dx = tl.where(inside, dx * rstd, 0.0)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
@@ -522,17 +482,15 @@ def _sum(
     gamma: Tensor | None,
     mean: Tensor | None,
     var: Tensor,
-    lengths: Tensor | None,
     eps: float,
     view: _View,
-    batch: bool,
 ) -> Tensor:
     """Σ dy·x_hat and Σ dy of every (b, c), with γ·dy for dy where γ is given."""
     tile = view.tile(2048)
     parts, K, grid = view.parts(x, 2, tile)
     _sums[grid](
-        dy, x, gamma, mean, var, lengths, parts, *view[:5], K, eps,
-        batch, view.across, view.by_row, **tile,
+        dy, x, gamma, mean, var, parts, *view[:5], K, eps,
+        view.across, view.by_row, **tile,
     )  # fmt: skip
     return parts.sum(2)
 
@@ -604,115 +562,79 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
 
     Triton builds what starts a kernel with a C compiler.
     """
-    found = torch.cuda.get_device_properties(device)
+    gpu = torch.cuda.get_device_properties(device)
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return found.major >= 8 and not torch.version.hip and compiler is not None
+    if dtype not in DTYPES or compiler is None:
+        return False
+    return gpu.major >= 8 and not torch.version.hip
 
 
 def forward(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    work: Work,
-    eps: float,
-    lengths: Tensor | None,
-    centered: bool,
-    kept: bool = True,
-) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
-    """y and, of every set, its mean (None where not centered) and variance.
-
-    Here these are kept in any case.
-    """
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
+) -> tuple[Tensor, Tensor]:
+    """y, and of every set its mean (nothing where not centered) and variance."""
+    work, eps, centered, _ = task
+    N, G, A, S, _, channels_last = work
     y = torch.empty_like(x)
-    var = x.new_empty(work.sets, dtype=torch.float32)
-    mean = torch.empty_like(var) if centered else None
-    N, G, A, S, batch, channels_last = work
+    moments = x.new_empty((2, work.sets), dtype=torch.float32)
+    mean, var = moments[0] if centered else None, moments[1]
     with torch.cuda.device_of(x):
         if tile := _rows(work, x.element_size(), FORWARD):
             grid = (triton.cdiv(N * G, tile["ROWS"]),)
             _forward[grid](
-                x, y, gamma, beta, mean, var, lengths, N * G, G, S, eps,
+                x, y, gamma, beta, mean, var, N * G, G, S, eps,
                 A, centered, channels_last, **tile,
             )  # fmt: skip
-            return y, (mean, var)
+            return y, moments
         view = _View.of(work)
         B, P, C, R, A, across, _ = view
         tile = view.tile(4096)
         parts, K, grid = view.parts(x, 3, tile)
-        _moments[grid](x, lengths, parts, B, P, C, R, K, batch, centered, **tile)
+        _moments[grid](x, parts, B, P, C, R, K, centered, **tile)
         _merge[(work.sets,)](parts, mean, var, B, K, C, A, 256, num_warps=1)
         _apply[view.grid(tile)](
-            x, y, gamma, beta, mean, var, lengths, B, P, C, R, A, eps,
-            batch, across, **tile,
-        )  # fmt: skip
-    return y, (mean, var)
+            x, y, gamma, beta, mean, var, B, P, C, R, A, eps, across, **tile
+        )
+    return y, moments
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    moments: tuple[Tensor | None, Tensor],
-    work: Work,
-    eps: float,
-    lengths: Tensor | None,
-    centered: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dx, dγ and dβ, the latter None where there was no γ or β."""
-    dx, (mean, var) = torch.empty_like(x), moments
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
-    N, G, A, S, batch, channels_last = work
-    view = _View.of(work)
-    across = view.across
-    known = gamma is not None or beta is not None
+    dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor, task: Task
+) -> tuple[Tensor, Tensor]:
+    """dx, and in float32 dγ and dβ of every channel, (2, C)."""
+    work, eps, centered, affine = task
+    N, G, A, S, _, channels_last = work
+    dx, view = torch.empty_like(x), _View.of(work)
+    mean, var = moments[0] if centered else None, moments[1]
     with torch.cuda.device_of(x):
         rows = _rows(work, x.element_size(), BACKWARD)
         if tile := rows or _walk(x, work):
             # Parts of dγ and dβ: in registers, or of each sample; else read once more.
-            kept = known and (tile["AS"] <= SUMS if rows else S > 1)
+            at_once = affine and (tile["AS"] <= SUMS if rows else S > 1)
             parts, grid = _row_parts(x, work, tile) if rows else _set_parts(x, work)
-            d_gamma = parts[0] if kept and gamma is not None else None
-            d_beta = parts[1] if kept and beta is not None else None
-            tensors = dy, x, gamma, mean, var, lengths, dx, d_gamma, d_beta
+            d_gamma, d_beta = parts if at_once else (None, None)
+            tensors = dy, x, gamma, mean, var, dx, d_gamma, d_beta
             if rows:
                 _backward[grid](
                     *tensors, N * G, G, S, eps, A, centered, channels_last, **tile,
-                    STAGES=2 if kept and _has_room(x, tile) else 1,
+                    STAGES=2 if at_once and _has_room(x, tile) else 1,
                 )  # fmt: skip
             else:
                 _backward_walk[grid](*tensors, N * G, G, S, eps, A, centered, **tile)
-            if not known:
-                return dx, None, None
-            if kept:
-                sums = parts.sum(1)
-            else:
-                sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
+            if at_once or not affine:
+                return dx, parts.sum(1)
+            return dx, _sum(dy, x, None, mean, var, eps, view.columns()).view(2, -1)
+        by = _sum(dy, x, gamma if view.across else None, mean, var, eps, view)
+        if view.across:
+            sums = _sum(dy, x, None, mean, var, eps, view.columns())
         else:
-            weight = gamma if across else None
-            by = _sum(dy, x, weight, mean, var, lengths, eps, view, batch)
-            if across:
-                sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
-            else:
-                sums, by = by.sum(1), by if gamma is None else by * gamma
-            by = by.reshape(2, work.sets, -1).sum(2) / _count(work, lengths)
-            tile = view.tile(4096)
-            _backward_apply[view.grid(tile)](
-                dy, x, gamma, mean, var, *by, lengths, dx, *view[:5], eps,
-                batch, across, **tile,
-            )  # fmt: skip
-    of_gamma, of_beta = (
-        None if p is None else total.view(p.shape).to(p.dtype)
-        for p, total in zip((gamma, beta), sums.view(2, -1), strict=True)
-    )
-    return dx, of_gamma, of_beta
-
-
-def track(moments: tuple[Tensor, Tensor], unbiased: Any, running: Running) -> None:
-    """Move running statistics; for so few numbers torch's operations will do."""
-    mean, var = moments
-    running.track(mean, var * unbiased)
+            sums, by = by.sum(1), by if gamma is None else by * gamma
+        by = by.reshape(2, work.sets, -1).sum(2) / work.set_size
+        tile = view.tile(4096)
+        _backward_apply[view.grid(tile)](
+            dy, x, gamma, mean, var, *by, dx, *view[:5], eps, view.across, **tile
+        )
+    return dx, sums.view(2, -1)
 
 
 def shipped() -> list[Work]:
@@ -734,7 +656,6 @@ def compile_ahead() -> None:
             x = torch.zeros(work.N * work.G * work.A * work.S, device="cuda").to(dtype)
             gamma = torch.ones(work.G * work.A, device="cuda")
             for centered in (True, False) if work.S == 1 else (True,):
-                beta = gamma if centered else None
-                task = (work, 1e-5, None, centered)
-                _, moments = forward(x, gamma, beta, *task)
-                backward(x, x, gamma, beta, moments, *task)
+                task = Task(work, 1e-5, centered, affine=True)
+                _, moments = forward(x, gamma, gamma if centered else None, task)
+                backward(x, x, gamma, moments, task)
