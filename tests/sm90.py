@@ -21,12 +21,10 @@ from normbook.fast import Task, Work, gpu
 KERNELS = (
     "_forward",
     "_backward",
-    "_backward_walk",
     "_moments",
-    "_merge",
     "_apply",
     "_sums",
-    "_backward_apply",
+    "_apply_back",
 )
 TYPES = {
     torch.float32: "*fp32",

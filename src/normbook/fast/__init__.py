@@ -88,6 +88,9 @@ class Backend(Protocol):
     def runs(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether its kernels work on such tensors, here."""
 
+    def takes(self, work: Work) -> bool:
+        """Whether they can do this work."""
+
     def forward(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
     ) -> tuple[Tensor, Tensor]:
@@ -193,7 +196,7 @@ def _kernel(
     if not isinstance(eps, (int, float)) or not eps >= SMALLEST_EPS:
         return None
     work = work_of(shape, sets, channels_last)
-    if backend is None or work is None:
+    if backend is None or work is None or not backend.takes(work):
         return None
     full = tuple(shape[axis] for axis in sets.param)
     for at, kind, own in parameters:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from normbook.fast import Task, Work
 from normbook.fast.internals import NUMBA, need
+from normbook.fast.split import merged, of_channels, of_channels_back
 
 need(*NUMBA)
 
@@ -414,6 +415,11 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in DTYPES
 
 
+def takes(work: Work) -> bool:
+    """Any: what does not fit a cache is read from memory again."""
+    return True
+
+
 def forward(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
 ) -> tuple[Tensor, Tensor]:
@@ -431,12 +437,8 @@ def forward(
     N, K, S = _chunks(task.work)
     mean, m2 = empty(2, N, K, G, A)
     _run(chunk_moments, N * K, (x, mean, m2), K, C, S)
-    rows = _rows(K, S)  # of every chunk; merged by Chan, Golub & LeVeque (1983)
-    m = S * A
-    mu = (mean * rows).sum((1, 3), keepdim=True) / m
-    var = (m2 + rows * (mean - mu).square()).sum((1, 3)) / m
-    moments = torch.stack((mu.flatten(), var.flatten())).float()
-    mean, scale = _of_channels(moments, A, gamma, eps)
+    moments = merged(_rows(K, S), mean, m2)
+    mean, scale = of_channels(moments, gamma, eps, N, A)
     _run(apply, N * K, (x, y, mean, scale, beta), K, C, S)
     return y, moments
 
@@ -458,18 +460,13 @@ def backward(
         _run(backward_sets, P, tensors, eps, centered, P, *sizes)
         return dx, parts.sum(1)
     N, K, S = _chunks(task.work)
-    mean, scale = _of_channels(moments, A, gamma, eps)
+    mean, scale = of_channels(moments, gamma, eps, N, A)
     by = empty(2, N, K, C)
     _run(sums, N * K, (dy, x, mean, *by), K, C, S)
     by = by.sum(2, dtype=torch.float64)
-    rstd = (moments[1].double() + eps).rsqrt().view(N, G, 1)
-    of_sets = (by * gamma).view(2, N, G, A).sum(3, keepdim=True) / (S * A)
-    by[0] *= rstd.expand(N, G, A).reshape(N, C)
-    slope, shift = -of_sets[0] * rstd**3, -of_sets[1] * rstd
-    slope, shift = (value.expand(N, G, A).float() for value in (slope, shift))
-    tensors = dy, x, dx, mean, scale, slope.contiguous(), shift.contiguous()
-    _run(apply_back, N * K, tensors, K, C, S)
-    return dx, by.sum(1).float()
+    slope, shift, by = of_channels_back(by, moments, gamma, eps, task.work.set_size)
+    _run(apply_back, N * K, (dy, x, dx, mean, scale, slope, shift), K, C, S)
+    return dx, by
 
 
 def _chunks(work: Work) -> tuple[int, int, int]:
@@ -488,15 +485,6 @@ def _rows(K: int, S: int) -> Tensor:
     rows = [S * (k + 1) // K - S * k // K for k in range(K)]
     kind: Any = {"dtype": torch.float64, "device": "cpu"}
     return torch.tensor(rows, **kind)[:, None, None]
-
-
-def _of_channels(
-    moments: Tensor, A: int, gamma: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """μ and γ·rstd of every sample's channels, of A neighbours each set."""
-    mean, var = moments.repeat_interleave(A, 1) if A > 1 else moments
-    rstd = (var + eps).rsqrt()
-    return mean, (rstd.view(-1, len(gamma.flatten())) * gamma.flatten())
 
 
 @lru_cache(64)
