@@ -430,6 +430,45 @@ def test_running_statistics_of_any_kind_move_in_place(name, change, calls):
         assert error(buffer, 0.7 * old.double() + 0.3 * new) <= TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("name", ["LN", "RMSNorm", "GN", "IN"])
+def test_a_forward_is_few_frames_of_python(name):
+    layer, x = build(name)
+    frames = []
+    layer(x)
+
+    def note(frame, event, _):
+        if event == "call":
+            frames.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    assert "forward_sets" in frames
+    assert len(frames) <= 20
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["LN", "BN", "GN of channels_last"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_graph_holds_a_kernel_and_gives_the_same_bits(name, calls):
+    torch.compiler.reset()
+    layer, x = build(name.partition(" ")[0])
+    if "channels_last" in name:
+        x = x.contiguous(memory_format=torch.channels_last)
+    compiled = copy.deepcopy(layer)
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    want = results(layer, x)
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    x = x.detach().requires_grad_()
+    y = run(x)
+    got = y, *torch.autograd.grad(y, [x, *compiled.parameters()], dy)
+    assert calls == ["forward", "backward"] * 2
+    assert all(map(torch.equal, got, want))
+    assert all(map(torch.equal, compiled.buffers(), layer.buffers()))
+
+
 def test_a_value_changed_before_backward_raises():
     layer, x = build("LN")
     x.requires_grad_()

@@ -173,7 +173,7 @@ _apply = direct_apply(Fused)  # what it leaves out, `kernel_for` asks before
 
 
 def _in_graph(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, kernel: Kernel, _: Sets
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
     """The same while torch.compile traces."""
     from normbook.fast.compiled import operation  # which imports Triton
@@ -224,8 +224,12 @@ def normalize(
     if kernel is None:
         y, moments = plain(x, sets, gamma, beta, eps, where, centered)
     else:
-        apply = _in_graph if is_dynamo_compiling() else _apply
-        y, of_sets = apply(x, gamma, beta, kernel, sets)
+        if is_dynamo_compiling():
+            y, of_sets = _in_graph(x, gamma, beta, kernel)
+        elif torch.is_grad_enabled():
+            y, of_sets = _apply(x, gamma, beta, kernel, sets)
+        else:
+            y, of_sets = kernel.backend.forward(x, gamma, beta, kernel.task)
         moments = SetMoments(kernel.task.work, of_sets.detach())
     if running is not None and x.numel():
         running.track(moments.mean, moments.var(correction=1))

@@ -32,6 +32,8 @@ from normbook.functional import Sets
 
 MODULES = {"cpu": "normbook.fast.cpu", "cuda": "normbook.fast.gpu"}
 FURTHEST = 2**30 - 2**21  # a GPU counts in 32 bits, with room for blocks and parts
+# A set whose values are all channels fits into the registers of a GPU's program.
+LONGEST_ROW = {"cpu": FURTHEST, "cuda": 2**14}
 SMALLEST_EPS = 1e-24  # the kernels of a CPU take 1/√ε³ in float32
 
 
@@ -88,9 +90,6 @@ class Backend(Protocol):
     def runs(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether its kernels work on such tensors, here."""
 
-    def takes(self, work: Work) -> bool:
-        """Whether they can do this work."""
-
     def forward(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
     ) -> tuple[Tensor, Tensor]:
@@ -143,8 +142,8 @@ class Kernel(NamedTuple):
 def of_parameters(sums: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
     """A row of sums for γ and one for β, in their shapes and dtypes."""
     return [
-        None if p is None else sums[row].view(p.shape).to(p.dtype)
-        for row, p in enumerate(parameters)
+        None if parameter is None else row.view(parameter.shape).to(parameter.dtype)
+        for row, parameter in zip(sums.unbind(), parameters, strict=True)
     ]
 
 
@@ -196,7 +195,9 @@ def _kernel(
     if not isinstance(eps, (int, float)) or not eps >= SMALLEST_EPS:
         return None
     work = work_of(shape, sets, channels_last)
-    if backend is None or work is None or not backend.takes(work):
+    if backend is None or work is None:
+        return None
+    if work.S == 1 and not work.batch and LONGEST_ROW[device.type] < work.A:
         return None
     full = tuple(shape[axis] for axis in sets.param)
     for at, kind, own in parameters:

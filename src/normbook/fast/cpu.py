@@ -415,11 +415,6 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in DTYPES
 
 
-def takes(work: Work) -> bool:
-    """Any: what does not fit a cache is read from memory again."""
-    return True
-
-
 def forward(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
 ) -> tuple[Tensor, Tensor]:
@@ -458,7 +453,7 @@ def backward(
         P = min(G, PIECES * torch.get_num_threads()) if batch else P
         tensors, sizes = (dy, x, dx, gamma, moments, *parts), (N, G, A, S, batch)
         _run(backward_sets, P, tensors, eps, centered, P, *sizes)
-        return dx, parts.sum(1)
+        return dx, parts.sum(1) if P > 1 else parts[:, 0]
     N, K, S = _chunks(task.work)
     mean, scale = of_channels(moments, gamma, eps, N, A)
     by = empty(2, N, K, C)

@@ -414,11 +414,6 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
     return gpu.major >= 8 and not torch.version.hip
 
 
-def takes(work: Work) -> bool:
-    """Whether a row fits into registers: one whose values are all channels must."""
-    return work.batch or work.S > 1 or _rows(work, 4, BACKWARD) is not None
-
-
 def forward(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
 ) -> tuple[Tensor, Tensor]:
