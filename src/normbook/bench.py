@@ -40,7 +40,7 @@ FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
 # The least that a pass can move, in copies of x (a copy reads one tensor and writes
 # one): x in, y out; dy and x in, dx out. On a GPU batch norm, whose sets lie in all
 # samples, is two kernels each way: there both passes read their inputs once more.
-LEAST = {FORWARD: 1.0, BACKWARD: 1.5, BOTH: 2.5}
+LEAST_COPIES = {FORWARD: 1.0, BACKWARD: 1.5, BOTH: 2.5}
 READ_TWICE = {FORWARD: 1.5, BACKWARD: 2.5, BOTH: 4.0}
 
 # On a GPU x and y together fill over twice the second-level cache (50 MB on an H100),
@@ -142,7 +142,7 @@ def ratio(row: dict[str, Any], which: str, who: str) -> float:
 def share(row: dict[str, Any], which: str, who: str) -> float:
     """A rival's speed in the bound's: 1 is as fast as a copy of the least bytes."""
     twice = row["method"] == "BN" and row["device"] == "cuda"
-    least = (READ_TWICE if twice else LEAST)[which]
+    least = (READ_TWICE if twice else LEAST_COPIES)[which]
     return least * row[which]["copy"][1] / row[which][who][1]
 
 

@@ -172,8 +172,8 @@ def kernel_for(
     if is_dynamo_compiling():
         from normbook.fast.compiled import backend_of  # which imports a compiler
 
-        found = None if _off else backend_of(x.device, x.dtype)
-        return _kernel(found, place, sets, parameters, eps, centered)
+        traced = None if _off else backend_of(x.device, x.dtype)
+        return _kernel(traced, place, sets, parameters, eps, centered)
     if _off or not untransformed() or not readable(x, gamma, beta):
         return None
     if x.is_inference() and torch.is_grad_enabled():  # what a backward may not save

@@ -149,7 +149,7 @@ def _backward(
 
 @triton.jit
 def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
-    """What one program found for γ or β; where all rows share them, one row of it."""
+    """What one program summed for γ or β; where all rows share them, one row of it."""
     if G == 1:
         tl.store(parts_ptr + p * A + a, tl.sum(part, 0), mask=a < A)
     else:
