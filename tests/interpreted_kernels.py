@@ -11,7 +11,7 @@ import layers
 import pytest
 import torch
 from conftest import TOLERANCE, error
-from layers import CENTERED, MAPS, ROWS, VARIANTS, WIDE, randomized, results
+from layers import CENTERED, MAPS, ROWS, WIDE, randomized, results
 
 from normbook import fast
 from normbook.fast import gpu
@@ -28,15 +28,15 @@ def calls(monkeypatch):
     """
     found = []
 
-    def forward(x, gamma, beta, work, *rest):
-        found.append(work)
-        return kernels(x, gamma, beta, work, *rest)
+    def forward(x, gamma, beta, task):
+        found.append(task.work)
+        return kernels(x, gamma, beta, task)
 
     kernels = gpu.forward
     monkeypatch.setattr(gpu, "forward", forward)
     monkeypatch.setattr(gpu, "_processors", lambda index: 1)
     monkeypatch.setattr(
-        fast, "_backend", lambda device, dtype: gpu if dtype in fast.DTYPES else None
+        fast, "_backend", lambda device, dtype: gpu if dtype in gpu.DTYPES else None
     )
     return found
 
@@ -46,9 +46,9 @@ def build(variant, shape):
     return randomized(variant.build(shape, eps=1e-5))
 
 
-def compare(layer, x, dy, where=None, times=1.0):
+def compare(layer, x, dy, times=1.0):
     """The layer by kernels beside a copy of it in float64, which no kernel takes."""
-    got, want = layers.beside_float64(layer, x, dy, where)
+    got, want = layers.beside_float64(layer, x, dy)
     assert got[0].stride() == got[1].stride() == x.stride()
     assert got[0].dtype == got[1].dtype == x.dtype
     for value, true in zip(got, want, strict=True):
@@ -97,10 +97,8 @@ def test_rows_of_any_width(name, width, calls):
     assert len(calls) == 1
 
 
-# Where no set fits a program's registers, and either none or all of them are walked.
+# Where no set of maps fits a program's registers.
 LIMITS = {"FORWARD": 16, "BACKWARD": 8, "SUMS": 8}
-SPLIT_ALL = LIMITS | {"WALKED": 0}
-WALK_ALL = LIMITS | {"BLOCK": 32}
 
 
 def limited(monkeypatch, limits):
@@ -109,10 +107,7 @@ def limited(monkeypatch, limits):
 
 
 TOO_LARGE = {
-    "LN": (layers.LAYERS["LN"], (2, 150)),
-    "RMSNorm of two axes": (VARIANTS["RMSNorm of two axes"], (3, 3, 50)),
     "GN": (layers.LAYERS["GN"], (2, 4, 7, 11)),
-    "GN of vectors": (layers.LAYERS["GN"], (2, 140)),
     "IN": (layers.LAYERS["IN"], (2, 3, 7, 11)),
 }
 
@@ -127,7 +122,7 @@ TOO_LARGE = {
 )
 def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
     variant, shape = TOO_LARGE[name]
-    limited(monkeypatch, SPLIT_ALL)
+    limited(monkeypatch, LIMITS)
     tile = gpu._View.tile
     monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
     monkeypatch.setattr(gpu, "_forward", None)
@@ -139,21 +134,12 @@ def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "affine"),
-    [(name, affine) for name in TOO_LARGE for affine in ("both", "none")]
-    + [("GN", "γ"), ("GN", "β")],
-)
-def test_sets_that_are_walked(name, affine, monkeypatch):
-    variant, shape = TOO_LARGE[name]
-    layer = build(variant, shape)
-    if variant.centered:
-        layer.bias = layer.bias if affine in ("both", "β") else None
-    layer.weight = layer.weight if affine in ("both", "γ") else None
-    limited(monkeypatch, WALK_ALL)
-    monkeypatch.setattr(gpu, "_backward", None)
-    monkeypatch.setattr(gpu, "_backward_apply", None)
-    compare(layer, *data(shape))
+@pytest.mark.parametrize("name", [*ROWS, "GN"])
+def test_rows_too_long_for_a_program_take_the_plain_path(name, calls, monkeypatch):
+    assert fast.LONGEST_ROW["cuda"] == gpu.BACKWARD
+    monkeypatch.setitem(fast.LONGEST_ROW, "cpu", 64)
+    compare(build(layers.LAYERS[name], (3, 160)), *data((3, 160)))
+    assert calls == []
 
 
 def test_sums_too_many_for_the_registers(monkeypatch):
@@ -166,23 +152,6 @@ def test_sums_too_many_for_the_registers(monkeypatch):
 def test_batch_norm_of_vectors(shape, calls):
     compare(build(layers.LAYERS["BN"], shape), *data(shape))
     assert calls[0].channels_last
-
-
-REAL = torch.arange(18) < torch.tensor([18, 2, 11])[:, None, None]
-
-
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("limits", [{}, SPLIT_ALL, WALK_ALL])
-def test_lengths(name, limits, calls, monkeypatch):
-    limited(monkeypatch, limits)
-    x, dy = data((3, 4, 18))
-    layer = build(WIDE[name], (3, 4, 18))
-    clean = compare(copy.deepcopy(layer), x, dy, REAL)
-    assert len(calls) == 1
-    assert not clean[0].masked_select(~REAL).any()
-    nan = float("nan")
-    dirty = results(layer, torch.where(REAL, x, nan), torch.where(REAL, dy, nan), REAL)
-    assert all(map(torch.equal, clean, dirty))
 
 
 @pytest.mark.parametrize("name", CENTERED)
@@ -214,13 +183,14 @@ def test_second_derivatives(name):
         assert error(value, true) < 10 * TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("name", CENTERED)
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [(name, False) for name in CENTERED] + [(name, True) for name in MAPS],
+)
 def test_the_variance_survives_a_large_mean(name, split, monkeypatch):
     """E[x²] − E[x]² keeps no digit here."""
     if split:
-        for limit in LIMITS:
-            monkeypatch.setattr(gpu, limit, 2)
+        limited(monkeypatch, dict.fromkeys(LIMITS, 2))
     layer = WIDE[name].build(SHAPES[0])
     x, _ = data(SHAPES[0], mean=1e4)
     want = copy.deepcopy(layer).double()(x.double())
@@ -238,8 +208,7 @@ def test_a_program_takes_several_rows_of_any_number_of_groups(channels, calls):
 
 @pytest.mark.parametrize("name", ["BN", "GN"])
 def test_a_mean_whose_square_is_infinite(name, monkeypatch):
-    for limit in LIMITS:
-        monkeypatch.setattr(gpu, limit, 2)
+    limited(monkeypatch, dict.fromkeys(LIMITS, 2))
     x, _ = data(SHAPES[0])
     x = 3e19 + 1e17 * x
     layer = WIDE[name].build(SHAPES[0])

@@ -16,23 +16,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from normbook.fast import Work, gpu
+from normbook.fast import Task, Work, gpu
 
 KERNELS = (
     "_forward",
     "_backward",
-    "_backward_walk",
     "_moments",
-    "_merge",
     "_apply",
     "_sums",
-    "_backward_apply",
+    "_apply_back",
 )
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
-    torch.int32: "*i32",
 }
 TILES = ("ROWS", "AS", "SS", "PS", "CS", "RS")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -101,7 +98,7 @@ def described(kernel, name, values, num_warps) -> Launch:
 
 
 def launches(
-    work: Work, dtype: torch.dtype, affine=(True, True), lengths=False, centered=True
+    work: Work, dtype: torch.dtype, affine=(True, True), centered=True
 ) -> dict[Launch, None]:
     """What a forward and a backward of this work would launch on an H100."""
     found: dict[Launch, None] = {}
@@ -114,10 +111,9 @@ def launches(
             gamma, beta = (
                 torch.empty(work.G * work.A) if has else None for has in affine
             )
-            real = torch.empty(work.N, dtype=torch.int32) if lengths else None
-        task = (work, 1e-5, real, centered)
-        _, moments = gpu.forward(x, gamma, beta, *task)
-        gpu.backward(torch.empty_like(x), x, gamma, beta, moments, *task)
+        task = Task(work, 1e-5, centered, any(affine))
+        _, moments = gpu.forward(x, gamma, beta, task)
+        gpu.backward(torch.empty_like(x), x, gamma, moments, task)
     finally:
         for name, kernel in kernels.items():
             setattr(gpu, name, kernel)

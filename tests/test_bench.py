@@ -96,13 +96,13 @@ def test_a_wrong_rival_is_seen(monkeypatch):
 
 def test_plain_takes_the_plain_path_and_ours_may_take_a_kernel(monkeypatch):
     asked = []
-    normalize = fast.normalize
+    kernel_for = fast.kernel_for
 
     def spy(*args):
         asked.append(bool(fast._off))
-        return normalize(*args)
+        return kernel_for(*args)
 
-    monkeypatch.setattr(fast, "normalize", spy)
+    monkeypatch.setattr(fast, "kernel_for", spy)
     x = torch.randn(ROWS)
     for who in ("plain", "ours"):
         bench.RIVALS[who](bench.Case("LN", ROWS)).call(x)

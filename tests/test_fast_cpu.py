@@ -1,8 +1,8 @@
 """fast.cpu: every kernel beside the plain formula in float64."""
 
-import ctypes
-import os
 from itertools import product
+from threading import get_ident
+from time import sleep
 from typing import NamedTuple
 
 import layers
@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from layers import VARIANTS, Variant
 
 pytest.importorskip("numba")
-from numba import njit
 
 from normbook import fast, functional
-from normbook.fast import cpu, threads
+from normbook.fast import cpu
 
 pytestmark = pytest.mark.processes  # each kernel is compiled
 
 EPS = 1e-5
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 METHODS = layers.LAYERS | {
@@ -42,7 +41,7 @@ SHAPES = [
     (3, 1200),
 ]
 # What one chunk and one part hold, made small, so that small shapes need many.
-SMALL = {"CACHE": 6, "CHUNK": 40, "ROWS": 5, "PARTS": 3}
+SMALL = {"CHUNK": 40, "ROWS": 5, "PARTS": 3, "PIECES": 2}
 
 
 class Case(NamedTuple):
@@ -53,40 +52,37 @@ class Case(NamedTuple):
     dy: torch.Tensor
     gamma: torch.Tensor | None
     beta: torch.Tensor | None
-    lengths: torch.Tensor | None = None
 
     def ours(self):
         """y, dx, dγ, dβ, mean and var of the kernels."""
         method, x = self.method, self.x
-        seen = fast.work(x, method.sets(x.shape))
-        assert seen is not None
-        task = (seen, EPS, self.lengths, method.centered)
-        assert cpu.runs(x.device, x.dtype)
-        y, moments = cpu.forward(x, self.gamma, self.beta, *task)
-        gradients = cpu.backward(self.dy, x, self.gamma, self.beta, moments, *task)
-        assert y.stride() == gradients[0].stride() == x.stride()
-        assert moments.shape == (2, seen.sets)
+        kernel = fast.kernel_for(
+            x, method.sets(x.shape), self.gamma, self.beta, EPS, method.centered
+        )
+        assert kernel.backend is cpu
+        y, moments = cpu.forward(x, self.gamma, self.beta, kernel.task)
+        dx, sums = kernel.backward(self.dy, x, self.gamma, moments)
+        gradients = dx, *fast.of_parameters(sums, self.gamma, self.beta)
+        assert y.stride() == dx.stride() == x.stride()
+        assert moments.shape == (2, kernel.task.work.sets)
         mean, var = moments
         assert method.centered or not mean.any()
         return y, *gradients, mean if method.centered else None, var
 
     def wanted(self):
         """The same of the plain formula in float64."""
-        method, where = self.method, None
+        method = self.method
         x, dy, gamma, beta = (
             None if value is None else value.double()
             for value in (self.x, self.dy, self.gamma, self.beta)
         )
         sets = method.sets(x.shape)
-        if self.lengths is not None:
-            where = torch.arange(x.shape[-1]) < self.lengths[:, None, None]
-        settings = {"eps": EPS} if where is None else {"eps": EPS, "where": where}
         parameters = (gamma, beta) if method.centered else (gamma,)
-        y = method.function(x, *parameters, **settings)
-        gradients = method.vjp(dy, x, *parameters, **settings)
+        y = method.function(x, *parameters, eps=EPS)
+        gradients = method.vjp(dy, x, *parameters, eps=EPS)
         if not method.centered:
             return y, *gradients, None, x.pow(2).mean(sets.axes).flatten()
-        moments = functional.moments(x, sets, where)
+        moments = functional.moments(x, sets)
         return y, *gradients, moments.mean.flatten(), moments.var().flatten()
 
     def agrees(self, times=1.0):
@@ -104,9 +100,7 @@ class Case(NamedTuple):
         return True
 
 
-def make(
-    method, shape, dtype="float32", parameters="own", mean=2.0, last=False, lengths=None
-):
+def make(method, shape, dtype="float32", parameters="own", mean=2.0, last=False):
     """A case. parameters: of x's dtype, of float32, or none."""
     generator = torch.Generator().manual_seed(7)
 
@@ -124,7 +118,7 @@ def make(
         values = [shape[axis] for axis in method.sets(shape).param]
         gamma = (1 + normal(*values) / 2).to(own)
         beta = normal(*values).to(own) if method.centered else None
-    return Case(method, x, dy, gamma, beta, lengths)
+    return Case(method, x, dy, gamma, beta)
 
 
 FITTING = [
@@ -162,23 +156,8 @@ def test_the_plain_formula(method, shape, dtype, sizes):
 def test_channels_last(method, shape, dtype, sizes):
     case = make(method, shape, dtype, last=True)
     if not case.x.is_contiguous():
-        assert fast.work(case.x, method.sets(shape)).channels_last
+        assert fast.work_of(shape, method.sets(shape), True).channels_last
     assert case.agrees()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", MAPS)
-def test_lengths(name, dtype, sizes):
-    """Beyond a sample's length y and dx are 0, whatever stands in x and dy there."""
-    lengths = torch.tensor([0, 1, 9, 4] if name == "BN" else [9, 5, 4, 3]).int()
-    case = make(METHODS[name], (4, 6, 9), dtype, lengths=lengths)
-    assert case.agrees()
-    beyond = (torch.arange(9) >= lengths[:, None, None]).expand(4, 6, 9)
-    case.x[beyond] = case.dy[beyond] = torch.nan
-    y, dx, *rest = case.ours()
-    assert not y[beyond].any()
-    assert not dx[beyond].any()
-    assert all(value.isfinite().all() for value in (y, dx, *rest))
 
 
 LAYOUTS = [(name, False) for name in METHODS] + [(name, True) for name in MAPS]
@@ -213,8 +192,8 @@ def test_long_sums_cost_no_digits(name):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("BN", (60_000, 1, 2)),  # resident
-        ("BN", (300_000, 2, 2)),  # split
+        ("BN", (60_000, 1, 2)),
+        ("BN", (300_000, 2, 2)),
         ("LN", (300_000, 4)),
         ("IN", (150_000, 2, 8)),
     ],
@@ -229,16 +208,8 @@ def test_many_short_sets_cost_no_digits(name, shape):
         assert (got - want).norm() <= allowed * want.norm(), title
 
 
-def test_running_statistics_of_many_sets_cost_no_digits():
-    moments = torch.rand(2, 10**6, generator=torch.Generator().manual_seed(0))
-    mean, var = torch.zeros(2), torch.zeros(2)
-    cpu.track(moments, 1.0, fast.Running(mean, var, 1.0))
-    for got, values in zip((mean, var), moments, strict=True):
-        assert error(got, values.double().view(-1, 2).mean(0)) < 1e-7
-
-
 @pytest.mark.parametrize(("name", "last"), LAYOUTS)
-def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch, workers):
+def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK", 500)  # so that a small x keeps three threads busy
     method = METHODS[name]
     case = make(method, (7, 4, 9, 25), last=last)
@@ -254,62 +225,34 @@ def test_any_number_of_threads_gives_the_same_bits(name, last, monkeypatch, work
             assert one is again is None or torch.equal(one, again)
 
 
-@pytest.fixture(params=["torch's workers", "others"])
-def workers(request, monkeypatch):
-    """Whose threads share the work."""
-    if request.param == "others":
-        monkeypatch.setattr(threads, "_openmp", lambda: None)
-    elif threads._openmp() is None:
-        pytest.skip("torch came with another OpenMP here")
-    return request.param
-
-
-@njit(nogil=True)
-def count(p0, p1, g0, g1, counts, groups):
-    """Add 1 for every part and group of these ranges."""
-    counts = cpu.pointer(counts, 0.0)
-    for p in range(p0, p1):
-        for g in range(g0, g1):
-            cpu.add(counts, p * groups + g, cpu.F32(1))
-
-
-def test_threads_divide_the_work(monkeypatch, workers):
-    """Ranges cover all parts or all groups once."""
+def test_threads_divide_the_work(monkeypatch):
+    """Ranges cover all parts once, and more than one thread takes some."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for parts, groups, size in product((1, 2, 20, 100), (1, 5, 40), (10, 10**6)):
-        counts = torch.zeros(parts + 1, groups)
-        cpu._run(count, torch.empty(size), parts, groups, counts.data_ptr(), groups)
-        assert (counts[:-1] == 1).all()
-        assert not counts[-1].any()
+    for parts, size in product((1, 2, 20, 100), (10, 10**6)):
+        counts, threads = [0] * (parts + 1), set()
+
+        def count(first, end, like, x, counts=counts, threads=threads):
+            threads.add(get_ident())
+            for part in range(first, end):
+                counts[part] += 1
+            sleep(0.01)
+
+        cpu._run(count, parts, (torch.empty(size),))
+        assert counts == [1] * parts + [0]
+        assert len(threads) == (min(parts, 3) if size > 10 else 1)
 
 
-def test_torch_s_workers_share_the_work(workers):
-    """Every one of them takes part; they are torch's own, so no thread is added."""
-    system = ctypes.CDLL(None)
-    thread, sleep = system.gettid, system.usleep
-    thread.argtypes, sleep.argtypes = (), (ctypes.c_uint,)
+def test_an_error_in_another_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    here = get_ident()
 
-    @njit(nogil=True)
-    def note(p0, p1, g0, g1, threads):
-        for p in range(p0, p1):
-            cpu.put(cpu.pointer(threads, 0.0), p, cpu.F32(thread()))
-            sleep(20_000)
+    def fail(*_):
+        sleep(0.01)
+        if get_ident() != here:
+            raise ArithmeticError
 
-    x, found = torch.randn(2**21), torch.zeros(24)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        x.exp()
-        here = set(os.listdir("/proc/self/task"))
-        cpu._run(note, x, 24, 1, found.data_ptr())
-        added = set(os.listdir("/proc/self/task")) - here
-    finally:
-        torch.set_num_threads(before)
-    seen = {int(thread) for thread in found}
-    assert len(seen) == 3
-    if workers == "torch's workers":
-        assert not added
-        assert seen <= {int(thread) for thread in here}
+    with pytest.raises(ArithmeticError):
+        cpu._run(fail, 100, (torch.empty(10**6),))
 
 
 @pytest.mark.parametrize(
@@ -328,16 +271,14 @@ def test_a_gradient_in_any_layout(name, last, change):
     assert case._replace(dy=change(case.dy)).agrees(times=2)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_is_rounded_as_torch_rounds(dtype):
+def test_is_rounded_as_torch_rounds():
     """Through a γ of 1: x_hat of these sets is known, and its rounding is torch's."""
     x = torch.randn(64, 512, generator=torch.Generator().manual_seed(3))
     x[0] = torch.arange(512) * 2.0**-5  # ties among them
-    x[1, 1:] = 2.0**-14 * torch.arange(511) / 511  # y among the least numbers
     case = make(METHODS["RMSNorm"], (64, 512), parameters="none")
-    case = case._replace(x=x.to(dtype), dy=torch.zeros(64, 512, dtype=dtype))
+    case = case._replace(x=x.bfloat16(), dy=torch.zeros(64, 512).bfloat16())
     wide = case._replace(x=case.x.float(), dy=case.dy.float())
-    assert torch.equal(case.ours()[0], wide.ours()[0].to(dtype))
+    assert torch.equal(case.ours()[0], wide.ours()[0].bfloat16())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -356,8 +297,8 @@ def test_nan_and_infinity_stay_in_their_set(name, value, dtype):
 
 def test_runs_where_it_can_answer():
     here = torch.device("cpu")
-    assert fast._backend(here, torch.float32) is fast._backend(here, torch.float16)
-    for dtype in (torch.float64, torch.int32, torch.complex64):
+    assert fast._backend(here, torch.float32) is fast._backend(here, torch.bfloat16)
+    for dtype in (torch.float16, torch.float64, torch.int32, torch.complex64):
         assert fast._backend(here, dtype) is None
 
 
@@ -371,7 +312,7 @@ def test_runs_where_it_can_answer():
     ],
 )
 def test_how_far_a_kernel_counts(shape, last, furthest):
-    assert fast._work(shape, METHODS["GN"].sets(shape), last).furthest == furthest
+    assert fast.work_of(shape, METHODS["GN"].sets(shape), last).furthest == furthest
 
 
 def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
@@ -380,14 +321,9 @@ def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
         ("BN", (2**16, 2, 2**15)),
     ):
         sets = METHODS[name].sets(shape)
-        assert fast._work(shape, sets, False) is None
+        assert fast.work_of(shape, sets, False) is None
         part = (*shape[:-1], shape[-1] // 4)
-        assert fast._work(part, METHODS[name].sets(part), False) is not None
-
-
-def test_one_position_is_no_run_of_lengths():
-    sets, where = METHODS["GN"].sets((3, 4, 1)), torch.ones(3, 1, 1, dtype=torch.bool)
-    assert fast.lengths(where, torch.empty(3, 4, 1), sets) is None
+        assert fast.work_of(part, METHODS[name].sets(part), False) is not None
 
 
 @example("IN", (2, 8, 2), "float32", "own", False, dict.fromkeys(SMALL, 1))

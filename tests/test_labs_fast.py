@@ -86,9 +86,9 @@ def test_steps_are_counted_in_copies():
 
 def test_what_a_run_keeps_is_counted_once_a_tensor():
     leaf = X.clone().requires_grad_()
-    assert traffic.kept(lambda: leaf.exp()) == X.nbytes
-    assert traffic.kept(lambda: leaf * leaf) == X.nbytes
-    assert traffic.kept(lambda: leaf + 1) == 0
+    assert traffic.saved(lambda: leaf.exp()) == X.nbytes
+    assert traffic.saved(lambda: leaf * leaf) == X.nbytes
+    assert traffic.saved(lambda: leaf + 1) == 0
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 64])

@@ -12,15 +12,16 @@ torch only for N = 1), and a wrong channel count raises with or without paramete
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from normbook import core, fast, functional
 from normbook.core import Axes, Set
-from normbook.fast import Running
+from normbook.fast import Kernel, SetMoments
+from normbook.fast.internals import direct_apply
 from normbook.functional import InputError, Normalized, Sets
 from normbook.moments import Moments, standardize
 
@@ -95,8 +96,8 @@ def plain(
 
     # Any: torch.compile of torch 2.6 cannot trace a type like tuple[...] in here.
     def standardize(x: Tensor, S: Set, eps: float, centered: bool) -> Any:
-        given = S.axes, eps, S.where, centered
-        x_hat, rstd, m2, *mean = Standardize.apply(x, *given)
+        settings = S.axes, eps, S.where, centered
+        x_hat, rstd, m2, *mean = Standardize.apply(x, *settings)
         return x_hat, rstd, Moments(core.count(x, S), mean[0] if centered else 0.0, m2)
 
     def affine(x_hat: Tensor, gamma: Any, beta: Any) -> Tensor:
@@ -117,6 +118,87 @@ def plain(
     )
 
 
+class Fused(torch.autograd.Function):
+    """A kernel of `fast`: y, and mean and variance of every set, (2, sets).
+
+    The moments have no gradient. A gradient that is differentiated itself goes through
+    `plain`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        kernel: Kernel,
+        sets: Sets,
+    ) -> tuple[Tensor, Tensor]:
+        y, moments = kernel.backend.forward(x, gamma, beta, kernel.task)
+        ctx.save_for_backward(x, gamma, beta, moments)
+        ctx.kernel, ctx.sets = kernel, sets
+        return y, moments
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
+        *inputs, moments = ctx.saved_tensors
+        x, gamma, beta = inputs
+        _, eps, centered, _ = ctx.kernel.task
+        again = torch.is_grad_enabled()  # then this gradient is differentiated, too
+        # Hooks on saved tensors may give back another layout or dtype.
+        if (
+            not again
+            and dy.dtype is x.dtype
+            and fast.readable(dy)
+            and fast.kernel_for(x, ctx.sets, gamma, beta, eps, centered) == ctx.kernel
+        ):
+            dx, sums = ctx.kernel.backward(dy, x, gamma, moments)
+            return dx, *fast.of_parameters(sums, gamma, beta), None, None
+        with torch.enable_grad():
+            # Views: their gradients end here, where those of x would go on into what
+            # x was made of, and call the hooks of γ.
+            inputs = [v if v is None else v.view_as(v) for v in inputs]
+            x, gamma, beta = inputs
+            y = plain(x, ctx.sets, gamma, beta, eps, centered=centered).y
+        wanted = [v for v in inputs if v is not None and v.requires_grad]
+        dy = dy.to(y.dtype)
+        gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
+        return *(
+            next(gradients) if v is not None and v.requires_grad else None
+            for v in inputs
+        ), None, None  # fmt: skip
+
+
+_apply = direct_apply(Fused)  # what it leaves out, `kernel_for` asks before
+
+
+def _in_graph(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, kernel: Kernel
+) -> tuple[Tensor, Tensor]:
+    """The same while torch.compile traces."""
+    from normbook.fast.compiled import operation  # which imports Triton
+
+    return operation(x, gamma, beta, *kernel.task)
+
+
+class Running(NamedTuple):
+    """Running statistics, one a channel, and the weight of what is new."""
+
+    mean: Tensor
+    var: Tensor
+    momentum: Any
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move towards these, in place; where each sample has its own, to their mean.
+
+        `moments.running` in one step.
+        """
+        for old, new in ((self.mean, mean), (self.var, var)):
+            if new.shape != old.shape:
+                new = new.reshape(-1, old.numel()).mean(0)
+            old.lerp_(new.to(old.dtype), self.momentum)
+
+
 def normalize(
     x: Tensor,
     sets: Sets,
@@ -135,11 +217,22 @@ def normalize(
     """
     if running is not None:
         _need_one_a_channel(x, running)
-    y = fast.normalize(plain, x, sets, gamma, beta, eps, where, centered, running)
-    if y is None:
+    kernel = None
+    moments: Moments | SetMoments
+    if where is None:
+        kernel = fast.kernel_for(x, sets, gamma, beta, eps, centered)
+    if kernel is None:
         y, moments = plain(x, sets, gamma, beta, eps, where, centered)
-        if running is not None and x.numel():
-            running.track(moments.mean, moments.var(correction=1))
+    else:
+        if is_dynamo_compiling():
+            y, of_sets = _in_graph(x, gamma, beta, kernel)
+        elif torch.is_grad_enabled():
+            y, of_sets = _apply(x, gamma, beta, kernel, sets)
+        else:
+            y, of_sets = kernel.backend.forward(x, gamma, beta, kernel.task)
+        moments = SetMoments(kernel.task.work, of_sets.detach())
+    if running is not None and x.numel():
+        running.track(moments.mean, moments.var(correction=1))
     return y
 
 
@@ -147,13 +240,10 @@ def normalize(
 class BatchNorm(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        _need_channels(self, self.num_features, input, 2)
-
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        self._check_input_dim(x)
+        _need_channels(self, self.num_features, x, 2)
         if not self.training and self.running_mean is not None:
-            return _remembered(self, x, where)
+            return _evaluate(self, x, where)
         sets = _sets(functional.batch_sets, x)
         running = None
         if self.training and self.running_mean is not None:
@@ -172,13 +262,10 @@ class BatchNorm(nn.BatchNorm1d):
 class InstanceNorm(nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, `2d` and `3d` in one. x: (N, C, ...)."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        _need_channels(self, self.num_features, input, 3)
-
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        self._check_input_dim(x)
+        _need_channels(self, self.num_features, x, 3)
         if not self.training and self.track_running_stats:
-            return _remembered(self, x, where)
+            return _evaluate(self, x, where)
         sets = _sets(functional.instance_sets, x)
         running = None
         if self.training and self.track_running_stats:
@@ -216,7 +303,7 @@ class GroupNorm(nn.GroupNorm):
         return normalize(x, sets, self.weight, self.bias, self.eps, where)
 
 
-def _remembered(
+def _evaluate(
     layer: BatchNorm | InstanceNorm, x: Tensor, where: Tensor | None
 ) -> Tensor:
     """Evaluation mode: the affine map of the running statistics."""
@@ -242,11 +329,11 @@ def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> Non
 
 
 def _need_one_a_channel(x: Tensor, running: Running) -> None:
-    found = running.mean.shape, running.var.shape
-    if found != (x.shape[1:2],) * 2:
+    shapes = running.mean.shape, running.var.shape
+    if shapes != (x.shape[1:2],) * 2:
         raise InputError(
             "running_mean and running_var need one value a channel, shape "
-            f"({x.shape[1]},); got {tuple(found[0])} and {tuple(found[1])}."
+            f"({x.shape[1]},); got {tuple(shapes[0])} and {tuple(shapes[1])}."
         )
 
 
@@ -261,15 +348,15 @@ def _last_sets(shape: tuple[int, ...], layer: str, normalized: tuple[int, ...]) 
     return functional.layer_sets(shape, tuple(range(-len(normalized), 0)))
 
 
-def _sets(of: Callable[..., Sets], x: Tensor, *given: Any) -> Sets:
-    """The sets of x, remembered where its shape is one of plain numbers."""
-    if type(x) is not Tensor or is_compiling():
-        return of(x.shape, *given)
-    return _remembered_sets(of, x.shape, *given)
+def _sets(of: Callable[..., Sets], x: Tensor, *arguments: Any) -> Sets:
+    """The sets of x, from a cache where its shape is one of plain numbers."""
+    if type(x) is not Tensor or is_dynamo_compiling():
+        return of(x.shape, *arguments)
+    return _cached_sets(of, x.shape, *arguments)
 
 
 @lru_cache(1024)
-def _remembered_sets(
-    of: Callable[..., Sets], shape: tuple[int, ...], *given: Any
+def _cached_sets(
+    of: Callable[..., Sets], shape: tuple[int, ...], *arguments: Any
 ) -> Sets:
-    return of(shape, *given)
+    return of(shape, *arguments)

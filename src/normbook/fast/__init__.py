@@ -1,68 +1,44 @@
 """The same functions at the speed of memory: numba on a CPU, Triton on a GPU.
 
-A layer of `normbook.nn` asks `normalize` first. It answers only where a kernel gives
-what the plain formula gives; otherwise it returns None and the plain path runs: another
-dtype or layout, a mask that is no run of lengths, torch.compile, torch.func, no numba
-or no Triton, a release of torch or numba without a private name that `internals` lists,
-and everything that the plain path answers with an error. Second derivatives always go
-through the plain formula.
+A layer of `normbook.nn` asks `kernel_for` first. There is a kernel only where it gives
+what the plain formula gives. For everything else the plain path runs: another dtype or
+layout, a mask, torch.func, no numba or no Triton, a release of torch or numba without a
+private name that `internals` lists, and all that the plain path answers with an error.
 
-Kernels see every method as one shape of work, `Work`, and both files hold the same two
-pairs of them: resident, where the set stays on the chip between its passes, and split,
-where it does not. `python -m normbook.fast` compiles the kernels of this machine ahead
-of their first call, or says why there are none.
+Kernels see every method as one shape of work, `Work`. Under torch.compile they are one
+operation of its graph, see `compiled`. `python -m normbook.fast` compiles the kernels
+of this machine ahead of their first call, or says why there are none.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from normbook.fast.internals import (
     MISSING,
-    direct_apply,
     is_legacy_batched,
     is_zero,
     untransformed,
 )
-from normbook.functional import Normalized, Sets
+from normbook.functional import Sets
 
 MODULES = {"cpu": "normbook.fast.cpu", "cuda": "normbook.fast.gpu"}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-NUMBER = (int, float)
-MOST = 2**30 - 2**21  # what a GPU counts in 32 bits, with room for blocks and parts
-LEAST = 1e-24  # of ε: the kernels of a CPU take 1/√ε³ in float32
-PROCESS = os.getpid()  # that of a fork is another: it has none of torch's workers
-Plain = Callable[..., Normalized]
-
-
-class Running(NamedTuple):
-    """Running statistics, one a channel, and the weight of what is new."""
-
-    mean: Tensor
-    var: Tensor
-    momentum: Any
-
-    def track(self, mean: Tensor, var: Tensor) -> None:
-        """Move towards these, in place; where each sample has its own, to their mean.
-
-        `moments.running` in one step.
-        """
-        for old, new in ((self.mean, mean), (self.var, var)):
-            if new.shape != old.shape:
-                new = new.reshape(-1, old.numel()).mean(0)
-            old.lerp_(new.to(old.dtype), self.momentum)
+FURTHEST = 2**30 - 2**21  # a GPU counts in 32 bits, with room for blocks and parts
+# A set whose values are all channels fits into the registers of a GPU's program.
+LONGEST_ROW = {"cpu": FURTHEST, "cuda": 2**14}
+SMALLEST_EPS = 1e-24  # the kernels of a CPU take 1/√ε³ in float32
 
 
 class Work(NamedTuple):
-    """One normalization as a kernel sees it: x as (N, G, A, S).
+    """x as a kernel sees it: (N, G, A, S).
 
     N samples of G groups of A channels of S positions. A set is the (A, S) of one
     sample and group; where `batch` holds, the (N, S) of one channel, with A = 1.
@@ -83,247 +59,194 @@ class Work(NamedTuple):
         return self.G if self.batch else self.N * self.G
 
     @property
+    def set_size(self) -> int:
+        """How many values a set has."""
+        return self.S * (self.N if self.batch else self.A)
+
+    @property
     def furthest(self) -> int:
-        """How far a kernel counts: from a set's first value, and over all sets.
+        """The largest index that a kernel forms, which must fit 32 bits.
 
-        But for rows, over all channels of all samples, too.
+        It counts from a set's first value, over all sets, and but for rows over all
+        channels of all samples.
         """
-        N, G, A, S, batch, channels_last = self
-        in_set, channels = S * (N if batch else A), G * A * (N if S > 1 else 1)
-        return max(N * G, in_set, channels, G * A * S if channels_last else 0)
+        N, G, A, S, _, channels_last = self
+        channels = G * A * (N if S > 1 else 1)
+        return max(N * G, self.set_size, channels, G * A * S if channels_last else 0)
 
 
-def work(x: Tensor, sets: Sets) -> Work | None:
-    """How a kernel sees x, or None where it cannot: sets or strides of another kind.
+class Task(NamedTuple):
+    """What a kernel is asked to do with x; `affine`, whether there is γ or β."""
 
-    None, too, for no values at all, and for sets of too few values or too many.
-    """
-    contiguous = x.is_contiguous()
-    if not contiguous and not any(
-        x.dim() == rank and x.is_contiguous(memory_format=layout)
-        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
-    ):
-        return None
-    return _work(x.shape, sets, not contiguous)
+    work: Work
+    eps: float
+    centered: bool
+    affine: bool
 
 
-@lru_cache(1024)
-def _work(shape: tuple[int, ...], sets: Sets, channels_last: bool) -> Work | None:
-    """`work` of a shape in one of the two layouts: seen once, it is known."""
-    (view, axes, param, least), rank, found = sets, len(shape), None
-    if not prod(shape):
-        return None
-    if axes == param and axes == tuple(range(rank - len(axes), rank)):
-        size = prod(view[-len(axes) :])
-        if not channels_last:
-            found = Work(prod(shape) // size, 1, size, 1)
-    elif axes == tuple(range(2, len(view))):
-        N, G, *rest = view
-        A = 1 if len(view) == rank else rest.pop(0)
-        found = Work(N, G, A, prod(rest), channels_last=channels_last)
-    elif axes == (0, *range(2, rank)):
-        N, C, *rest = view
-        last = channels_last or prod(rest) == 1
-        found = Work(N, C, 1, prod(rest), batch=True, channels_last=last)
-    if found is None or found.furthest > MOST or _count(found, None) < least:
-        return None
-    return found
+class Backend(Protocol):
+    """What each module of kernels has."""
 
-
-def lengths(where: Tensor, x: Tensor, sets: Sets) -> Tensor | None:
-    """The number of real positions of each sample, where a mask says just that.
-
-    x: (N, C, T), T > 1; where: (N, 1, T), True up to a length. None for any other mask,
-    and for one that leaves a set too few values, which the plain path answers.
-    """
-    if not isinstance(where, Tensor) or x.dim() != 3 or x.shape[2] == 1:
-        return None
-    if where.shape != (x.shape[0], 1, x.shape[2]) or sets.param != (1,):
-        return None
-    if where.dtype != torch.bool or where.device != x.device:
-        return None
-    found = where.sum((1, 2), dtype=torch.int32)
-    number = found.sum() if 0 in sets.axes else found.min() * (sets.size // x.shape[2])
-    told = (mask(found, x.shape[2]) == where).all() & (number >= sets.least)
-    return found if bool(told) else None
-
-
-def mask(lengths: Tensor, T: int) -> Tensor:
-    """The mask that these lengths stand for, (N, 1, T)."""
-    positions = torch.arange(T, device=lengths.device)
-    return (positions < lengths[:, None])[:, None]
-
-
-class Call:
-    """One normalization by a kernel: what is asked for, and the moments it finds."""
-
-    def __init__(
-        self,
-        plain: Plain,
-        sets: Sets,
-        kernels: Any,
-        task: tuple[Work, float, Tensor | None, bool],
-    ) -> None:
-        self.plain, self.sets = plain, sets
-        self.kernels, self.task = kernels, task
-        self.moments: Any = None
+    def runs(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its kernels work on such tensors, here."""
 
     def forward(
-        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, kept: bool = True
-    ) -> Tensor:
-        """y; the moments stay here, if anybody will ask for them."""
-        y, self.moments = self.kernels.forward(x, gamma, beta, *self.task, kept)
-        return y
+        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
+    ) -> tuple[Tensor, Tensor]:
+        """y, and mean and variance of every set in float32, (2, sets)."""
 
-    def answers(self, dy: Tensor, x: Tensor, *given: Tensor | None) -> bool:
-        """Whether the kernels can read dy, and what was saved is as it was.
+    def backward(
+        self, dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor, task: Task
+    ) -> tuple[Tensor, Tensor]:
+        """dx, and in float32 dγ and dβ of every channel, (2, C), where there are any.
 
-        A hook on saved tensors may give back another layout or dtype.
+        dy lies in memory as x does.
         """
-        same = self.kernels, self.task[0]
-        return (
-            untransformed()
-            and _plain_memory(dy)
-            and not is_legacy_batched(dy)
-            and dy.dtype is x.dtype
-            and _readers(x, self.sets, *given) == same
-        )
 
-    def backward(self, dy: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
-        """The gradients of x, γ and β, given x, γ and β."""
-        return self.kernels.backward(dy, *given, self.moments, *self.task)
-
-    def differentiable(
-        self, x: Tensor, gamma: Tensor | None, beta: Tensor | None
-    ) -> Tensor:
-        """y by the plain formula."""
-        _, eps, real, centered = self.task
-        where = None if real is None else mask(real, x.shape[2])
-        return self.plain(x, self.sets, gamma, beta, eps, where, centered).y
-
-    def track(self, running: Running) -> None:
-        """Move running statistics towards the mean and σ²·m/(m − 1) of every set."""
-        seen, _, real, _ = self.task
-        m = _count(seen, real)
-        self.kernels.track(self.moments, m / (m - 1), running)
+    def compile_ahead(self) -> None:
+        """Compile what models usually need."""
 
 
-class Fused(torch.autograd.Function):
-    """One kernel call forward, one backward."""
+class SetMoments(NamedTuple):
+    """`moments.Moments` of every set as kernels leave them: mean and variance."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, call: Call
-    ) -> Tensor:
-        ctx.save_for_backward(x, gamma, beta)
-        ctx.call = call
-        return call.forward(x, gamma, beta)
+    work: Work
+    of_sets: Tensor
 
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
-        given, call = ctx.saved_tensors, ctx.call
-        again = torch.is_grad_enabled()  # then this gradient is differentiated, too
-        if not again and call.answers(dy, *given):
-            return *call.backward(dy, *given), None
-        with torch.enable_grad():
-            # Views: their gradients end here, where those of x would go on into what
-            # x was made of, and call the hooks of γ.
-            given = [None if value is None else value.view_as(value) for value in given]
-            wanted = [v for v in given if v is not None and v.requires_grad]
-            y = call.differentiable(*given)
-        gradients = torch.autograd.grad(y, wanted, dy.to(y.dtype), create_graph=again)
-        found = iter(gradients)
-        return *(
-            next(found) if value is not None and value.requires_grad else None
-            for value in given
-        ), None  # fmt: skip
+    @property
+    def mean(self) -> Tensor:
+        """The mean of every set."""
+        return self.of_sets[0]
+
+    def var(self, correction: int = 0) -> Tensor:
+        """m2/(m − correction), as `Moments.var`."""
+        m = self.work.set_size
+        return self.of_sets[1] * (m / (m - correction))
 
 
-_apply = direct_apply(Fused)  # what it leaves out, `normalize` asks before
+class Kernel(NamedTuple):
+    """Who normalizes, and what is asked for."""
+
+    backend: Backend
+    task: Task
+
+    def backward(
+        self, dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `Backend.backward` gives, for a dy in any layout."""
+        if dy.stride() != x.stride():
+            dy = torch.empty_like(x).copy_(dy)
+        return self.backend.backward(dy, x, gamma, moments, self.task)
 
 
-def normalize(
-    plain: Plain,
+def of_parameters(sums: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+    """A row of sums for γ and one for β, in their shapes and dtypes."""
+    return [
+        None if parameter is None else row.view(parameter.shape).to(parameter.dtype)
+        for row, parameter in zip(sums.unbind(), parameters, strict=True)
+    ]
+
+
+def kernel_for(
     x: Tensor,
     sets: Sets,
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
-    where: Tensor | None,
     centered: bool,
-    running: Running | None,
-) -> Tensor | None:
-    """y, or None where the plain path must answer; moves running statistics, if given.
-
-    plain: the same function of x to centered, differentiable twice.
-    """
-    if _off or not untransformed() or not isinstance(eps, NUMBER) or not eps >= LEAST:
-        return None
-    if (found := _readers(x, sets, gamma, beta)) is None:
-        return None
-    kernels, seen = found
-    real = None
-    if where is not None and (real := lengths(where, x, sets)) is None:
-        return None
-    call = Call(plain, sets, kernels, (seen, float(eps), real, centered))
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or (gamma is not None and gamma.requires_grad)
-        or (beta is not None and beta.requires_grad)
+) -> Kernel | None:
+    """The kernel that gives what the plain formula gives, or None without any."""
+    last = not x.is_contiguous()
+    if last and not any(
+        x.dim() == rank and x.is_contiguous(memory_format=layout)
+        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
     ):
-        if x.is_inference():
-            return None
-        y = _apply(x, gamma, beta, call)
-    else:
-        y = call.forward(x, gamma, beta, running is not None)
-    if running is not None:
-        call.track(running)
-    return y
-
-
-def _plain_memory(value: Tensor) -> bool:
-    """Whether what lies in a tensor's memory is its values."""
-    kind = type(value)
-    known = kind is Tensor or kind is Parameter
-    return known and not value.is_neg() and not is_zero(value)
-
-
-def _readers(
-    x: Tensor, sets: Sets, gamma: Tensor | None, beta: Tensor | None
-) -> tuple[Any, Work] | None:
-    """The kernels that can read these tensors, and how they see x; None without any.
-
-    γ and β are float32 or of x's dtype, on its device.
-    """
-    dtype, device = x.dtype, x.device
-    if not _plain_memory(x) or (kernels := _backend(device, dtype)) is None:
         return None
-    if (seen := work(x, sets)) is None:
-        return None
-    rank, values = len(sets.param), seen.G * seen.A
+    place = x.device, x.dtype, x.shape, last
+    parameters: tuple[tuple[torch.device, torch.dtype, torch.Size], ...] = ()
     for value in (gamma, beta):
-        if value is None:
-            continue
-        kind, own = type(value), value.dtype
-        if not (
-            (kind is Parameter or kind is Tensor)
-            and (own is torch.float32 or own is dtype)
-            and value.device == device
-            and value.dim() == rank
-            and value.numel() == values
-            and (rank == 1 or value.shape == x.shape[-rank:])
-            and value.is_contiguous()
-            and not value.is_neg()
-        ):
+        if value is not None:
+            parameters += ((value.device, value.dtype, value.shape),)
+            if not value.is_contiguous():
+                return None
+    if is_dynamo_compiling():
+        from normbook.fast.compiled import backend_of  # which imports a compiler
+
+        traced = None if _off else backend_of(x.device, x.dtype)
+        return _kernel(traced, place, sets, parameters, eps, centered)
+    if _off or not untransformed() or not readable(x, gamma, beta):
+        return None
+    if x.is_inference() and torch.is_grad_enabled():  # what a backward may not save
+        return None
+    backend: Any = _backend(x.device, x.dtype)
+    return _cached_kernel(backend, place, sets, parameters, eps, centered)
+
+
+def _kernel(
+    backend: Backend | None,
+    place: tuple[torch.device, torch.dtype, tuple[int, ...], bool],
+    sets: Sets,
+    parameters: tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...],
+    eps: float,
+    centered: bool,
+) -> Kernel | None:
+    """`kernel_for` by what can be known without looking into memory."""
+    device, dtype, shape, channels_last = place
+    if not isinstance(eps, (int, float)) or not eps >= SMALLEST_EPS:
+        return None
+    work = work_of(shape, sets, channels_last)
+    if backend is None or work is None:
+        return None
+    if work.S == 1 and not work.batch and LONGEST_ROW[device.type] < work.A:
+        return None
+    full = tuple(shape[axis] for axis in sets.param)
+    for at, kind, own in parameters:
+        if at != device or own != full or kind not in (torch.float32, dtype):
             return None
-    return kernels, seen
+    return Kernel(backend, Task(work, float(eps), centered, bool(parameters)))
 
 
-def _count(seen: Work, real: Tensor | None) -> Any:
-    """How many values a set has: one number, or one a set where lengths differ."""
-    if real is None:
-        return seen.S * (seen.N if seen.batch else seen.A)
-    return real.sum() if seen.batch else (real * seen.A).repeat_interleave(seen.G)
+_cached_kernel = lru_cache(1024)(_kernel)
+
+
+def work_of(
+    shape: tuple[int, ...], sets: Sets, channels_last: bool = False
+) -> Work | None:
+    """How a kernel sees an x of this shape, or None for sets of another kind.
+
+    None, too, for no values at all, and for sets of too few values or too many.
+    """
+    (view, axes, param, fewest), rank, work = sets, len(shape), None
+    if 0 in shape:
+        return None
+    if axes == param and axes == tuple(range(rank - len(axes), rank)):
+        size = prod(view[-len(axes) :])
+        if not channels_last:
+            work = Work(prod(shape) // size, 1, size, 1)
+    elif axes == tuple(range(2, len(view))):
+        N, G, *rest = view
+        A = 1 if len(view) == rank else rest.pop(0)
+        work = Work(N, G, A, prod(rest), channels_last=channels_last)
+    elif axes == (0, *range(2, rank)):
+        N, C, *rest = view
+        last = channels_last or prod(rest) == 1
+        work = Work(N, C, 1, prod(rest), batch=True, channels_last=last)
+    if work is None or work.furthest > FURTHEST or work.set_size < fewest:
+        return None
+    return work
+
+
+def readable(*values: Tensor | None) -> bool:
+    """Whether what lies in each tensor's memory is its values."""
+    for value in values:
+        if value is not None and (
+            type(value) not in (Tensor, Parameter)
+            or value.is_neg()
+            or is_zero(value)
+            or is_legacy_batched(value)
+        ):
+            return False
+    return True
 
 
 _off = 0 if MISSING is None else 1
@@ -341,11 +264,12 @@ def off() -> Iterator[None]:
 
 
 @cache
-def _backend(device: torch.device, dtype: torch.dtype) -> Any:
+def _backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
     """The module of kernels that can work on such tensors, or None."""
     if why_plain(device, dtype) is not None:
         return None
-    return import_module(MODULES[device.type])
+    kernels: Any = import_module(MODULES[device.type])
+    return kernels
 
 
 @cache
@@ -353,14 +277,12 @@ def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no kernel works on such tensors here, or None where one does."""
     if MISSING is not None:
         return MISSING
-    if device.type not in MODULES or dtype not in DTYPES:
-        return f"there are no kernels for {dtype} on {device.type}"
+    if device.type not in MODULES:
+        return f"there are no kernels on {device.type}"
     try:
         kernels = import_module(MODULES[device.type])
     except (ImportError, AttributeError) as error:
         return str(error)
     if not kernels.runs(device, dtype):
-        return (
-            f"kernels for {dtype} do not run on this {device.type}, or lack a compiler"
-        )
+        return f"no kernels for {dtype} run on this {device.type}"
     return None

@@ -7,9 +7,7 @@ write y once (backward: read dy and x once, write dx once).
     resident pair   `_forward`, `_backward`: a set fits into the registers of one
                     program, which needs its mean before its variance before y, and
                     reads x once for all three.
-    walk            `_backward_walk`: a set too large for the registers, which a program
-                    reads twice, the second time out of the second-level cache.
-    split pair      `_moments` and `_apply`, `_sums` and `_backward_apply`: batch norm,
+    split pair      `_moments` and `_apply`, `_sums` and `_apply_back`: batch norm,
                     whose sets are spread over all of x, and sets too large. Statistics
                     first, then a second reading: 3 tensors moved instead of 2, and 5
                     instead of 3.
@@ -32,46 +30,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normbook.fast import DTYPES, Running, Work, _count
+from normbook.fast import Task, Work
+from normbook.fast.split import merged, of_channels, of_channels_back
 
-# ---------------------------------------------------------------- the resident pair
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# The resident pair --------------------------------------------------------------------
+#
+# A row is a set. x as (N, G, A, S) = (2, 2, 2, 3), a to d its channels, ROWS = 2:
+#
+#     aaa bbb|ccc ddd   aaa bbb|ccc ddd     program 0 takes rows 0 and 1, program 1 the
+#     row 0   row 1     row 2   row 3       others; in channels_last row 0 is
+#     abcd abcd abcd    abcd abcd abcd      ab·· ab·· ab··
+#
+# A block has the shape (ROWS, AS, SS): A and S rounded up to powers of two.
 
 
 @triton.jit
-def _where(
-    row, a, s, rows, G, S, lengths_ptr, A: tl.constexpr, CHANNELS_LAST: tl.constexpr
-):
-    """Of the values (row, a, s): where they lie, which exist, which count, how many."""
-    n, g = row // G, row % G
+def _place(row, a, s, rows, G, S, A: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Of the values (row, a, s): where they lie, and which of them exist.
+
+    A 64-bit start a row and a 32-bit place in it: together they would take registers.
+    """
     if CHANNELS_LAST:
-        first = n.to(tl.int64) * S * G * A + g * A
+        first = (row // G).to(tl.int64) * S * G * A + row % G * A
         at = s[None, None, :] * (G * A) + a[None, :, None]
     else:
         first = row.to(tl.int64) * A * S
         at = a[None, :, None] * S + s[None, None, :]
     inside = (row < rows)[:, None, None] & ((a < A)[:, None] & (s < S)[None, :])[None]
-    real, count = inside, A * S
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + n, mask=row < rows, other=1)
-        real, count = inside & (s[None, None, :] < length[:, None, None]), A * length
-    return first[:, None, None], at, inside, real, count
+    return first[:, None, None], at, inside
 
 
 @triton.jit
-def _load(ptr, inside, real, lengths_ptr):
-    """Values in float32, and 0 for what is not real.
-
-    That is read all the same: a mask that ends anywhere would make every load narrow.
-    """
-    values = tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
-    if lengths_ptr is not None:
-        values = tl.where(real, values, 0.0)
-    return values
+def _of_channel(ptr, row, a, G, A: tl.constexpr):
+    """γ or β of the channels a of these rows' groups, in float32."""
+    channel = (row % G * A)[:, None] + a[None, :]
+    return tl.load(ptr + channel, mask=(a < A)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _forward(
-    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, lengths_ptr,
+    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr,
     rows, G, S, eps,
     A: tl.constexpr, CENTERED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr, AS: tl.constexpr, SS: tl.constexpr,
@@ -79,32 +79,25 @@ def _forward(
     """y = γ·(x − mean)·rstd + β. A row is a set; a program takes ROWS of them."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     a, s = tl.arange(0, AS), tl.arange(0, SS)
-    first, at, inside, real, count = _where(
-        row, a, s, rows, G, S, lengths_ptr, A, CHANNELS_LAST
-    )
-    x = _load(x_ptr + first + at, inside, real, lengths_ptr)
+    first, at, inside = _place(row, a, s, rows, G, S, A, CHANNELS_LAST)
+    x = tl.load(x_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
     if CENTERED:
-        mean = tl.sum(tl.sum(x, 2), 1) / count
+        mean = tl.sum(tl.sum(x, 2), 1) / (A * S)
         tl.store(mean_ptr + row, mean, mask=row < rows)
-        x = tl.where(real, x - mean[:, None, None], 0.0)
-    var = tl.sum(tl.sum(x * x, 2), 1) / count  # x is in registers still: no new reading
+        x = tl.where(inside, x - mean[:, None, None], 0.0)
+    var = tl.sum(tl.sum(x * x, 2), 1) / (A * S)  # x is in registers still
     tl.store(var_ptr + row, var, mask=row < rows)
     y = x * (1 / tl.sqrt(var + eps))[:, None, None]
-    channel = (row % G * A)[:, None] + a[None, :]
     if gamma_ptr is not None:
-        gamma = tl.load(gamma_ptr + channel, mask=(a < A)[None, :], other=0.0)
-        y = y * gamma.to(tl.float32)[:, :, None]
+        y = y * _of_channel(gamma_ptr, row, a, G, A)[:, :, None]
     if beta_ptr is not None:
-        beta = tl.load(beta_ptr + channel, mask=(a < A)[None, :], other=0.0)
-        y = y + beta.to(tl.float32)[:, :, None]
-    if lengths_ptr is not None:
-        y = tl.where(real, y, 0.0)
+        y = y + _of_channel(beta_ptr, row, a, G, A)[:, :, None]
     tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _backward(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr,
+    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr,
     dx_ptr, d_gamma_ptr, d_beta_ptr,
     rows, G, S, eps,
     A: tl.constexpr, CENTERED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -112,56 +105,51 @@ def _backward(
 ):  # fmt: skip
     """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd with g = γ·dy.
 
-    A program walks through the rows in steps that keep each in its group: so its sums
-    for dγ and dβ wait in registers and go to memory once, as its part. Copies of
-    the next rows are under way while it computes (STAGES).
+    A program takes the rows p, p + programs, …, each in steps of ROWS, and all of one
+    place in it belong to one group: so its sums for dγ and dβ wait in registers and go
+    to memory once, as its part. Copies of the next rows are under way while it computes
+    (STAGES).
     """
     programs = tl.num_programs(0)
     p = tl.program_id(0)
     a, s = tl.arange(0, AS), tl.arange(0, SS)
     if gamma_ptr is not None:
-        gamma = _gamma(gamma_ptr, p * ROWS + tl.arange(0, ROWS), a, G, A)
+        gamma = _of_channel(gamma_ptr, p * ROWS + tl.arange(0, ROWS), a, G, A)
     d_gamma = tl.zeros((ROWS, AS), tl.float32)
     d_beta = tl.zeros((ROWS, AS), tl.float32)
     for start in tl.range(p * ROWS, rows, programs * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        first, at, inside, real, count = _where(
-            row, a, s, rows, G, S, lengths_ptr, A, CHANNELS_LAST
-        )
-        x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-        dy = _load(dy_ptr + first + at, inside, real, lengths_ptr)
+        first, at, inside = _place(row, a, s, rows, G, S, A, CHANNELS_LAST)
+        x = tl.load(x_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + first + at, mask=inside, other=0.0).to(tl.float32)
         var = tl.load(var_ptr + row, mask=row < rows, other=1.0)
         rstd = (1 / tl.sqrt(var + eps))[:, None, None]
         if CENTERED:
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
             x -= mean[:, None, None]
-        x_hat = x * rstd  # anything beyond what is real, where dy is 0
+        x_hat = x * rstd  # anything beyond what exists, where dy is 0
         # One sum a channel serves dγ as it is and mean(g·x_hat) after a factor γ.
         by_x_hat, by_one = tl.sum(dy * x_hat, 2), tl.sum(dy, 2)
         if d_gamma_ptr is not None:
             d_gamma += by_x_hat
-        if d_beta_ptr is not None:
             d_beta += by_one
         g = dy
         if gamma_ptr is not None:
             g = gamma[:, :, None] * dy
             by_x_hat, by_one = gamma * by_x_hat, gamma * by_one
-        dx = g - x_hat * (tl.sum(by_x_hat, 1) / count)[:, None, None]
+        dx = g - x_hat * (tl.sum(by_x_hat, 1) / (A * S))[:, None, None]
         if CENTERED:
-            dx -= (tl.sum(by_one, 1) / count)[:, None, None]
+            dx -= (tl.sum(by_one, 1) / (A * S))[:, None, None]
         dx *= rstd
-        if lengths_ptr is not None:
-            dx = tl.where(real, dx, 0.0)
         tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     if d_gamma_ptr is not None:
         _store_part(d_gamma_ptr, d_gamma, p, a, G, A, ROWS)
-    if d_beta_ptr is not None:
         _store_part(d_beta_ptr, d_beta, p, a, G, A, ROWS)
 
 
 @triton.jit
 def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
-    """What one program found for γ or β; where all rows share them, one row of it."""
+    """What one program summed for γ or β; where all rows share them, one row of it."""
     if G == 1:
         tl.store(parts_ptr + p * A + a, tl.sum(part, 0), mask=a < A)
     else:
@@ -170,187 +158,77 @@ def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
         tl.store(parts_ptr + at, part, mask=(a < A)[None, :])
 
 
-@triton.jit
-def _backward_walk(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr,
-    dx_ptr, d_gamma_ptr, d_beta_ptr,
-    rows, G, S, eps,
-    A: tl.constexpr, CENTERED: tl.constexpr, AS: tl.constexpr, SS: tl.constexpr,
-):  # fmt: skip
-    """The same of one set that registers cannot hold, in blocks of (AS, SS).
+# The largest tiles whose values fit the 65536 registers of a multiprocessor: forward
+# keeps x, backward x_hat and g, and with γ's sums four values for each.
+FORWARD, BACKWARD, SUMS = 32768, 16384, 8192
 
-    A first walk finds the sums; the second comes back from the last block and finds
-    most of dy and x in the second-level cache: memory gives them once. What a sample
-    adds to dγ and dβ is its own part.
+
+def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
+    """The tile of the resident pair, or None where a set does not fit."""
+    AS, SS = triton.next_power_of_2(w.A), triton.next_power_of_2(w.S)
+    ROWS = max(1, 2048 // (AS * SS))
+    if w.G > 1 and w.channels_last:
+        ROWS = gcd(ROWS, w.G)  # rows of one sample, which lie side by side
+    elif w.G > 1 and most < FORWARD:
+        # From step to step a row stays in its group where steps are a multiple of G.
+        while lcm(ROWS, w.G) > max(w.G, w.N * w.G // 64):
+            ROWS //= 2
+    size = ROWS * AS * SS
+    if w.batch or size > most or AS > BACKWARD:
+        return None
+    if w.channels_last and ROWS * w.A * itemsize < 16:
+        return None  # too few neighbours for a wide load
+    num_warps = min(max(1, size // 512), 32)  # 16 values a thread, 32 of the largest
+    return {"ROWS": ROWS, "AS": AS, "SS": SS, "num_warps": num_warps}
+
+
+def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[int]]:
+    """Room for what the programs of `_backward` find for γ and β, and these programs.
+
+    As many as run side by side, whose rows together are those of whole samples.
     """
-    row = tl.program_id(0) + tl.arange(0, 1)
-    rstd = 1 / tl.sqrt(tl.load(var_ptr + row) + eps)[:, None, None]
-    mean = tl.zeros((1, 1, 1), tl.float32)
-    if CENTERED:
-        mean = tl.load(mean_ptr + row)[:, None, None]
-    along = tl.zeros((1, AS), tl.float32)
-    level = tl.zeros((1, AS), tl.float32)
-    for first_a in range(0, A, AS):
-        a = first_a + tl.arange(0, AS)
-        by_x_hat = tl.zeros((1, AS, SS), tl.float32)
-        by_one = tl.zeros((1, AS, SS), tl.float32)
-        for first_s in range(0, S, SS):
-            first, at, inside, real, _ = _where(
-                row, a, first_s + tl.arange(0, SS), rows, G, S, lengths_ptr, A, False
-            )
-            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-            dy = _load(dy_ptr + first + at, inside, real, lengths_ptr)
-            by_x_hat += dy * ((x - mean) * rstd)
-            by_one += dy
-        by_x_hat, by_one = tl.sum(by_x_hat, 2), tl.sum(by_one, 2)
-        here = (row.to(tl.int64) * A)[:, None] + a[None, :]
-        if d_gamma_ptr is not None:
-            tl.store(d_gamma_ptr + here, by_x_hat, mask=(a < A)[None, :])
-        if d_beta_ptr is not None:
-            tl.store(d_beta_ptr + here, by_one, mask=(a < A)[None, :])
-        if gamma_ptr is not None:
-            gamma = _gamma(gamma_ptr, row, a, G, A)
-            by_x_hat, by_one = gamma * by_x_hat, gamma * by_one
-        along += by_x_hat
-        level += by_one
-    along, level = tl.sum(along, 1), tl.sum(level, 1)
-    for block_a in range(0, tl.cdiv(A, AS)):
-        a = (tl.cdiv(A, AS) - 1 - block_a) * AS + tl.arange(0, AS)
-        for block_s in range(0, tl.cdiv(S, SS)):
-            s = (tl.cdiv(S, SS) - 1 - block_s) * SS + tl.arange(0, SS)
-            first, at, inside, real, count = _where(
-                row, a, s, rows, G, S, lengths_ptr, A, False
-            )
-            x = _load(x_ptr + first + at, inside, real, lengths_ptr)
-            dx = _load(dy_ptr + first + at, inside, real, lengths_ptr)
-            if gamma_ptr is not None:
-                dx *= _gamma(gamma_ptr, row, a, G, A)[:, :, None]
-            dx -= (x - mean) * rstd * (along / count)[:, None, None]
-            if CENTERED:
-                dx -= (level / count)[:, None, None]
-            dx *= rstd
-            if lengths_ptr is not None:
-                dx = tl.where(real, dx, 0.0)
-            tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    ROWS = tile["ROWS"]
+    blocks, least = triton.cdiv(w.N * w.G, ROWS), w.G // gcd(w.G, ROWS)
+    wanted = _processors(x.device.index) * max(1, 16 // tile["num_warps"])
+    programs = least * max(1, min(blocks, wanted) // least)
+    parts = programs if w.G == 1 else programs * ROWS // w.G
+    shape = (2, parts, w.G * w.A)
+    return x.new_empty(shape, dtype=torch.float32), (programs,)
+
+
+# The split pair -----------------------------------------------------------------------
+#
+# x as (B, P, C, R) in the order of memory; a set spans P, R and some neighbours of C:
+#
+#     BN             (1, N, C, S)     aaa bbb ccc  aaa bbb ccc     P = 2 samples, R = 3
+#     channels_last  (N, S, C, 1)     abc abc abc  abc abc abc     P = 3 positions
+#     a large set    (N, 1, C, S)     aaa bbb ccc  aaa bbb ccc     B = 2 samples
+#
+# A block has the shape (PS, CS, RS). What is known of a channel is a vector (B, C).
 
 
 @triton.jit
-def _gamma(gamma_ptr, row, a, G, A: tl.constexpr):
-    """γ of the channels a of these rows' groups, in float32."""
-    channel = (row % G * A)[:, None] + a[None, :]
-    gamma = tl.load(gamma_ptr + channel, mask=(a < A)[None, :], other=0.0)
-    return gamma.to(tl.float32)
-
-
-# ------------------------------------------------------------------- the split pair
-
-
-@triton.jit
-def _block(
-    b, t, c, P, C, R, lengths_ptr, BATCH: tl.constexpr,
-    PS: tl.constexpr, RS: tl.constexpr,
-):  # fmt: skip
-    """Block t of (P, R) at channels c: its p and r, where it lies, what is real.
-
-    x is seen as (B, P, C, R), in this order in memory; see `_View`.
-    """
+def _block(t, b, c, P, C, R, PS: tl.constexpr, RS: tl.constexpr):
+    """Block t of (P, R) at channels c: where its values lie, which exist, and its p."""
     p = t // tl.cdiv(R, RS) * PS + tl.arange(0, PS)
     r = t % tl.cdiv(R, RS) * RS + tl.arange(0, RS)
     at = ((b.to(tl.int64) * P + p) * C)[:, None] + c[None, :]
     at = (at * R)[:, :, None] + r[None, None, :]
     inside = ((p < P)[:, None] & (c < C)[None, :])[:, :, None] & (r < R)[None, None, :]
-    real = inside
-    if lengths_ptr is not None:
-        n = p if BATCH else p * 0 + b
-        length = tl.load(lengths_ptr + n, mask=p < P, other=0)
-        real = inside & (r[None, None, :] < length[:, None, None])
-    return p, r, at, inside, real
+    return at, inside, p
 
 
 @triton.jit
-def _of_set(ptr, b, p, c, B, P, C, A, BY_ROW: tl.constexpr):
-    """A statistic of the sets that these values belong to."""
-    sample = p[:, None] if BY_ROW else b
-    at = sample * (C // A) + (c // A)[None, :]
-    known = at < (P if BY_ROW else B) * (C // A)
-    return tl.load(ptr + at, mask=known, other=1.0)[:, :, None]
+def _part(C, K, CS: tl.constexpr):
+    """b, part k of K, and the channels c, of a program that sums."""
+    pid, blocks = tl.program_id(0), tl.cdiv(C, CS)
+    c = pid % blocks * CS + tl.arange(0, CS)
+    return pid // blocks // K, pid // blocks % K, c
 
 
 @triton.jit
-def _of_channel(ptr, c, r, C, R, ACROSS: tl.constexpr):
-    """γ or β of these channels."""
-    at = (c * R)[:, None] + r[None, :] if ACROSS else c[:, None]
-    return tl.load(ptr + at, mask=at < (C * R if ACROSS else C), other=0.0).to(
-        tl.float32
-    )[None]
-
-
-@triton.jit
-def _moments(
-    x_ptr, lengths_ptr, parts_ptr, B, P, C, R, K,
-    BATCH: tl.constexpr, CENTERED: tl.constexpr,
-    PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
-):  # fmt: skip
-    """Count, mean and Σ(x − mean)² of part k of K, of every (b, c).
-
-    Two passes over each block while it is in registers; blocks, and later parts, are
-    merged by the rule of Chan, Golub & LeVeque (1983), as in `normbook.moments`.
-    """
-    blocks = tl.cdiv(C, CS)
-    c = tl.program_id(0) % blocks * CS + tl.arange(0, CS)
-    k, b = tl.program_id(0) // blocks % K, tl.program_id(0) // blocks // K
-    count = tl.zeros((CS,), tl.int32)  # exact, where a float would stop at 2²⁴
-    mean = tl.zeros((CS,), tl.float32)
-    m2 = tl.zeros((CS,), tl.float32)
-    for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
-        _, _, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-        x = _load(x_ptr + at, inside, real, lengths_ptr)
-        here = tl.sum(tl.sum(real.to(tl.int32), 2), 0)
-        if CENTERED:
-            mean_here = tl.sum(tl.sum(x, 2), 0) / tl.maximum(here, 1)
-            x = tl.where(real, x - mean_here[None, :, None], 0.0)
-            delta, share = mean_here - mean, here / tl.maximum(count + here, 1)
-            mean += delta * share
-            m2 += delta * (delta * (count * share))
-        m2 += tl.sum(tl.sum(x * x, 2), 0)
-        count += here
-    at, far = (b * K + k) * C + c, B * K * C
-    tl.store(parts_ptr + at, count.to(tl.float32), mask=c < C)
-    tl.store(parts_ptr + far + at, mean, mask=c < C)
-    tl.store(parts_ptr + 2 * far + at, m2, mask=c < C)
-
-
-@triton.jit
-def _merge(parts_ptr, mean_ptr, var_ptr, B, K, C, A, SIZE: tl.constexpr):
-    """Mean and variance of a set, from its parts: K of each of its A channels."""
-    pid, far = tl.program_id(0), B * K * C
-    b, g = pid // (C // A), pid % (C // A)
-    count = tl.zeros((SIZE,), tl.float32)
-    total = tl.zeros((SIZE,), tl.float32)
-    m2 = tl.zeros((SIZE,), tl.float32)
-    for first in range(0, K * A, SIZE):
-        q = first + tl.arange(0, SIZE)
-        at = (b * K + q // A) * C + g * A + q % A
-        here = tl.load(parts_ptr + at, mask=q < K * A, other=0.0)
-        total += here * tl.load(parts_ptr + far + at, mask=q < K * A, other=0.0)
-        count += here
-    m = tl.sum(count, 0)
-    mean = tl.sum(total, 0) / m
-    for first in range(0, K * A, SIZE):
-        q = first + tl.arange(0, SIZE)
-        at = (b * K + q // A) * C + g * A + q % A
-        here = tl.load(parts_ptr + at, mask=q < K * A, other=0.0)
-        delta = tl.load(parts_ptr + far + at, mask=q < K * A, other=0.0) - mean
-        m2 += tl.load(parts_ptr + 2 * far + at, mask=q < K * A, other=0.0)
-        m2 += here * delta * delta
-    if mean_ptr is not None:
-        tl.store(mean_ptr + pid, mean)
-    tl.store(var_ptr + pid, tl.sum(m2, 0) / m)
-
-
-@triton.jit
-def _place(P, C, R, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr):
-    """b, block and channels of this program: they follow each other as in memory."""
+def _turn(P, C, R, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr):
+    """b, block t and channels c of a program that applies, in the order of memory."""
     pid, wide = tl.program_id(0), tl.cdiv(R, RS)
     r, pid = pid % wide, pid // wide
     c, pid = pid % tl.cdiv(C, CS), pid // tl.cdiv(C, CS)
@@ -359,110 +237,117 @@ def _place(P, C, R, PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr):
 
 
 @triton.jit
-def _apply(
-    x_ptr, y_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, lengths_ptr,
-    B, P, C, R, A, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr,
+def _known(ptr, at, c, C):
+    """What is known of the channels c."""
+    return tl.load(ptr + at, mask=c < C, other=0.0).to(tl.float32)[None, :, None]
+
+
+@triton.jit
+def _moments(
+    x_ptr, parts_ptr, B, P, C, R, K,
     PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
-    """y = γ·(x − mean)·rstd + β with statistics that are known by now."""
-    b, t, c = _place(P, C, R, PS, CS, RS)
-    p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-    y = _load(x_ptr + at, inside, real, lengths_ptr)
-    if mean_ptr is not None:
-        y -= _of_set(mean_ptr, b, p, c, B, P, C, A, False)
-    y *= 1 / tl.sqrt(_of_set(var_ptr, b, p, c, B, P, C, A, False) + eps)
-    if gamma_ptr is not None:
-        y *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
+    """Count, mean and Σ(x − mean)² of part k of K, of every (b, c).
+
+    Two passes over each block while it is in registers; blocks, and later parts, are
+    merged by the rule of Chan, Golub & LeVeque (1983), as in `normbook.moments`.
+    """
+    b, k, c = _part(C, K, CS)
+    count = tl.zeros((CS,), tl.int32)  # exact, where a float would stop at 2²⁴
+    mean = tl.zeros((CS,), tl.float32)
+    m2 = tl.zeros((CS,), tl.float32)
+    for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
+        at, inside, _ = _block(t, b, c, P, C, R, PS, RS)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        here = tl.sum(tl.sum(inside.to(tl.int32), 2), 0)
+        mean_here = tl.sum(tl.sum(x, 2), 0) / tl.maximum(here, 1)
+        x = tl.where(inside, x - mean_here[None, :, None], 0.0)
+        delta, share = mean_here - mean, here / tl.maximum(count + here, 1)
+        mean += delta * share
+        m2 += delta * (delta * (count * share)) + tl.sum(tl.sum(x * x, 2), 0)
+        count += here
+    at, far = (b * K + k) * C + c, B * K * C
+    tl.store(parts_ptr + at, count.to(tl.float32), mask=c < C)
+    tl.store(parts_ptr + far + at, mean, mask=c < C)
+    tl.store(parts_ptr + 2 * far + at, m2, mask=c < C)
+
+
+@triton.jit
+def _apply(
+    x_ptr, y_ptr, mean_ptr, scale_ptr, beta_ptr, P, C, R,
+    PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
+):  # fmt: skip
+    """y = (x − mean)·scale + β, where scale = γ·rstd."""
+    b, t, c = _turn(P, C, R, PS, CS, RS)
+    at, inside, _ = _block(t, b, c, P, C, R, PS, RS)
+    y = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    y = (y - _known(mean_ptr, b * C + c, c, C)) * _known(scale_ptr, b * C + c, c, C)
     if beta_ptr is not None:
-        y += _of_channel(beta_ptr, c, r, C, R, ACROSS)
-    y = tl.where(real, y, 0.0)
+        y += _known(beta_ptr, c, c, C)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _sums(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, lengths_ptr, parts_ptr,
-    B, P, C, R, A, K, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr, BY_ROW: tl.constexpr,
+    dy_ptr, x_ptr, mean_ptr, rstd_ptr, parts_ptr, B, P, C, R, A, K,
     PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
-    """Σ dy·x_hat and Σ dy (of γ·dy where γ is given), in parts as `_moments` has."""
-    blocks = tl.cdiv(C, CS)
-    c = tl.program_id(0) % blocks * CS + tl.arange(0, CS)
-    k, b = tl.program_id(0) // blocks % K, tl.program_id(0) // blocks // K
-    by_x_hat = tl.zeros((PS, CS, RS), tl.float32)
-    by_one = tl.zeros((PS, CS, RS), tl.float32)
+    """Σ dy·(x − mean) and Σ dy of part k of K, of every (b, c).
+
+    Or, with rstd, of resident rows: mean and rstd are those of sets of A channels of
+    row p, and the sum is Σ dy·x_hat.
+    """
+    b, k, c = _part(C, K, CS)
+    by_d = tl.zeros((PS, CS, RS), tl.float32)
+    by_dy = tl.zeros((PS, CS, RS), tl.float32)
     for t in range(k, tl.cdiv(P, PS) * tl.cdiv(R, RS), K):
-        p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-        x = _load(x_ptr + at, inside, real, lengths_ptr)
-        g = _load(dy_ptr + at, inside, real, lengths_ptr)
-        if gamma_ptr is not None:
-            g *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
-        if mean_ptr is not None:
-            x -= _of_set(mean_ptr, b, p, c, B, P, C, A, BY_ROW)
-        var = _of_set(var_ptr, b, p, c, B, P, C, A, BY_ROW)
-        by_x_hat += g * (x * (1 / tl.sqrt(var + eps)))  # g is 0 beyond what is real
-        by_one += g
+        at, inside, p = _block(t, b, c, P, C, R, PS, RS)
+        d = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if rstd_ptr is not None:
+            of_set = (p * (C // A))[:, None] + (c // A)[None, :]
+            there = (p < P)[:, None] & (c < C)[None, :]
+            d -= tl.load(mean_ptr + of_set, mask=there, other=0.0)[:, :, None]
+            d *= tl.load(rstd_ptr + of_set, mask=there, other=0.0)[:, :, None]
+        else:
+            d -= _known(mean_ptr, b * C + c, c, C)
+        by_d += dy * d  # dy is 0 beyond what exists
+        by_dy += dy
     at, far = (b * K + k) * C + c, B * K * C
-    tl.store(parts_ptr + at, tl.sum(tl.sum(by_x_hat, 2), 0), mask=c < C)
-    tl.store(parts_ptr + far + at, tl.sum(tl.sum(by_one, 2), 0), mask=c < C)
+    tl.store(parts_ptr + at, tl.sum(tl.sum(by_d, 2), 0), mask=c < C)
+    tl.store(parts_ptr + far + at, tl.sum(tl.sum(by_dy, 2), 0), mask=c < C)
 
 
 @triton.jit
-def _backward_apply(
-    dy_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, by_x_hat_ptr, by_one_ptr, lengths_ptr,
-    dx_ptr, B, P, C, R, A, eps,
-    BATCH: tl.constexpr, ACROSS: tl.constexpr,
+def _apply_back(
+    dy_ptr, x_ptr, dx_ptr, mean_ptr, scale_ptr, slope_ptr, shift_ptr, P, C, R,
     PS: tl.constexpr, CS: tl.constexpr, RS: tl.constexpr,
 ):  # fmt: skip
-    """dx = (g − mean(g) − x_hat·mean(g·x_hat))·rstd, both means known by now."""
-    b, t, c = _place(P, C, R, PS, CS, RS)
-    p, r, at, inside, real = _block(b, t, c, P, C, R, lengths_ptr, BATCH, PS, RS)
-    x = _load(x_ptr + at, inside, real, lengths_ptr)
-    dx = _load(dy_ptr + at, inside, real, lengths_ptr)
-    rstd = 1 / tl.sqrt(_of_set(var_ptr, b, p, c, B, P, C, A, False) + eps)
-    if gamma_ptr is not None:
-        dx *= _of_channel(gamma_ptr, c, r, C, R, ACROSS)
-    if mean_ptr is not None:
-        x -= _of_set(mean_ptr, b, p, c, B, P, C, A, False)
-        dx -= _of_set(by_one_ptr, b, p, c, B, P, C, A, False)
-    dx -= x * rstd * _of_set(by_x_hat_ptr, b, p, c, B, P, C, A, False)
-    dx = tl.where(real, dx * rstd, 0.0)
+    """dx = dy·scale + (x − mean)·slope + shift."""
+    b, t, c = _turn(P, C, R, PS, CS, RS)
+    at, inside, _ = _block(t, b, c, P, C, R, PS, RS)
+    d = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dx = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dx *= _known(scale_ptr, b * C + c, c, C)
+    d = (d - _known(mean_ptr, b * C + c, c, C)) * _known(slope_ptr, b * C + c, c, C)
+    dx += d + _known(shift_ptr, b * C + c, c, C)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
-# ----------------------------------------------------------------- what the layers call
-
-
 class _View(NamedTuple):
-    """x as the split pair sees it: (B, P, C, R), in this order in memory.
-
-    A set spans P, R and `A` neighbouring channels of C, for one b; or, `by_row`, it
-    belongs to one p. γ and β go with C or, `across`, with (C, R).
-    """
+    """x as the split pair sees it."""
 
     B: int
     P: int
     C: int
     R: int
-    A: int = 1
-    across: bool = False
-    by_row: bool = False
 
     @classmethod
     def of(cls, w: Work) -> "_View":
         C = w.G * w.A
         if w.batch:
             return cls(1, w.N * w.S, C, 1) if w.channels_last else cls(1, w.N, C, w.S)
-        if w.S == 1:
-            return cls(w.N, 1, w.G, w.A, across=True)
-        return cls(w.N, w.S, C, 1, w.A) if w.channels_last else cls(w.N, 1, C, w.S, w.A)
-
-    def columns(self) -> "_View":
-        """The same x where a set lies across: with its samples on P, to sum over."""
-        C = self.C * self.R
-        return _View(1, self.B, C, 1, self.R, by_row=True)
+        return cls(w.N, w.S, C, 1) if w.channels_last else cls(w.N, 1, C, w.S)
 
     def tile(self, size: int) -> dict[str, Any]:
         """A block of about `size` values, neighbours first."""
@@ -491,91 +376,6 @@ class _View(NamedTuple):
         return room, K, (columns * K,)
 
 
-# The largest tiles whose values fit the 65536 registers of a multiprocessor: forward
-# keeps x, backward x_hat and g, and with γ's sums four values for each.
-FORWARD, BACKWARD, SUMS = 32768, 16384, 8192
-
-
-def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[int]]:
-    """Room for what the programs of `_backward` find for γ and β, and these programs.
-
-    As many as run side by side, whose rows together are those of whole samples.
-    """
-    ROWS = tile["ROWS"]
-    blocks, least = triton.cdiv(w.N * w.G, ROWS), w.G // gcd(w.G, ROWS)
-    wanted = _processors(x.device.index) * max(1, 16 // tile["num_warps"])
-    programs = least * max(1, min(blocks, wanted) // least)
-    parts = programs if w.G == 1 else programs * ROWS // w.G
-    shape = (2, parts, w.G * w.A)
-    return x.new_empty(shape, dtype=torch.float32), (programs,)
-
-
-def _set_parts(x: Tensor, w: Work) -> tuple[Tensor, tuple[int]]:
-    """The same for `_backward_walk`, a program a set; nothing where S = 1."""
-    shape = (2, w.N if w.S > 1 else 0, w.G * w.A)
-    return x.new_empty(shape, dtype=torch.float32), (w.N * w.G,)
-
-
-def _sum(
-    dy: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor,
-    lengths: Tensor | None,
-    eps: float,
-    view: _View,
-    batch: bool,
-) -> Tensor:
-    """Σ dy·x_hat and Σ dy of every (b, c), with γ·dy for dy where γ is given."""
-    tile = view.tile(2048)
-    parts, K, grid = view.parts(x, 2, tile)
-    _sums[grid](
-        dy, x, gamma, mean, var, lengths, parts, *view[:5], K, eps,
-        batch, view.across, view.by_row, **tile,
-    )  # fmt: skip
-    return parts.sum(2)
-
-
-def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
-    """The tile of the resident pair, or None where sets are split."""
-    AS, SS = triton.next_power_of_2(w.A), triton.next_power_of_2(w.S)
-    ROWS = max(1, 2048 // (AS * SS))
-    if w.G > 1 and w.channels_last:
-        ROWS = gcd(ROWS, w.G)  # rows of one sample, which lie side by side
-    elif w.G > 1 and most < FORWARD:
-        # From step to step a row stays in its group where steps are a multiple of G.
-        while lcm(ROWS, w.G) > max(w.G, w.N * w.G // 64):
-            ROWS //= 2
-    size = ROWS * AS * SS
-    if w.batch or size > most or AS > BACKWARD:
-        return None
-    if w.channels_last and ROWS * w.A * itemsize < 16:
-        return None  # too few neighbours for a wide load
-    num_warps = min(max(1, size // 512), 32)  # 16 values a thread, 32 of the largest
-    return {"ROWS": ROWS, "AS": AS, "SS": SS, "num_warps": num_warps}
-
-
-# The largest set that is walked, in bytes of x: that and dy of all the sets on the way
-# at one time shall find room in the second-level cache. And the values of a block.
-WALKED, BLOCK = 2**17, 4096
-
-
-def _walk(x: Tensor, w: Work) -> dict[str, Any] | None:
-    """The tile of `_backward_walk`, or None where sets are split.
-
-    That is where they are too large or too few to go round, or no neighbours, or where
-    a channel has so few positions that its sums for dγ and dβ would be no small part.
-    """
-    few = _processors(x.device.index) > w.N * w.G or 1 < w.S < 16
-    size = w.A * w.S * x.element_size()
-    if few or w.batch or w.channels_last or size > WALKED:
-        return None
-    SS = min(triton.next_power_of_2(w.S), BLOCK)
-    AS = min(triton.next_power_of_2(w.A), BLOCK // SS)
-    return {"AS": AS, "SS": SS, "num_warps": max(1, AS * SS // 512)}
-
-
 @cache
 def _processors(index: int | None) -> int:
     """How many multiprocessors a GPU has."""
@@ -595,8 +395,11 @@ def _shared_memory(index: int | None) -> int:
     """How many bytes of it a program can have."""
     if index is None:
         return 227 * 1024
-    found: Any = torch.cuda.get_device_properties(index)
-    return found.shared_memory_per_block_optin
+    gpu: Any = torch.cuda.get_device_properties(index)
+    return gpu.shared_memory_per_block_optin
+
+
+# The backend --------------------------------------------------------------------------
 
 
 def runs(device: torch.device, dtype: torch.dtype) -> bool:
@@ -604,115 +407,81 @@ def runs(device: torch.device, dtype: torch.dtype) -> bool:
 
     Triton builds what starts a kernel with a C compiler.
     """
-    found = torch.cuda.get_device_properties(device)
+    gpu = torch.cuda.get_device_properties(device)
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return found.major >= 8 and not torch.version.hip and compiler is not None
+    if dtype not in DTYPES or compiler is None:
+        return False
+    return gpu.major >= 8 and not torch.version.hip
 
 
 def forward(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    work: Work,
-    eps: float,
-    lengths: Tensor | None,
-    centered: bool,
-    kept: bool = True,
-) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
-    """y and, of every set, its mean (None where not centered) and variance.
-
-    Here these are kept in any case.
-    """
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
+) -> tuple[Tensor, Tensor]:
+    """y, and of every set its mean (nothing where not centered) and variance."""
+    work, eps, centered, _ = task
+    N, G, A, S, _, channels_last = work
     y = torch.empty_like(x)
-    var = x.new_empty(work.sets, dtype=torch.float32)
-    mean = torch.empty_like(var) if centered else None
-    N, G, A, S, batch, channels_last = work
     with torch.cuda.device_of(x):
         if tile := _rows(work, x.element_size(), FORWARD):
+            moments = x.new_empty((2, work.sets), dtype=torch.float32)
             grid = (triton.cdiv(N * G, tile["ROWS"]),)
             _forward[grid](
-                x, y, gamma, beta, mean, var, lengths, N * G, G, S, eps,
+                x, y, gamma, beta, *moments, N * G, G, S, eps,
                 A, centered, channels_last, **tile,
             )  # fmt: skip
-            return y, (mean, var)
+            return y, moments
         view = _View.of(work)
-        B, P, C, R, A, across, _ = view
         tile = view.tile(4096)
         parts, K, grid = view.parts(x, 3, tile)
-        _moments[grid](x, lengths, parts, B, P, C, R, K, batch, centered, **tile)
-        _merge[(work.sets,)](parts, mean, var, B, K, C, A, 256, num_warps=1)
-        _apply[view.grid(tile)](
-            x, y, gamma, beta, mean, var, lengths, B, P, C, R, A, eps,
-            batch, across, **tile,
-        )  # fmt: skip
-    return y, (mean, var)
+        _moments[grid](x, parts, *view, K, **tile)
+        moments = merged(*parts.view(3, view.B, K, G, A))
+        mean, scale = of_channels(moments, gamma, eps, view.B, A)
+        _apply[view.grid(tile)](x, y, mean, scale, beta, *view[1:], **tile)
+    return y, moments
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    moments: tuple[Tensor | None, Tensor],
-    work: Work,
-    eps: float,
-    lengths: Tensor | None,
-    centered: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dx, dγ and dβ, the latter None where there was no γ or β."""
-    dx, (mean, var) = torch.empty_like(x), moments
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
-    N, G, A, S, batch, channels_last = work
-    view = _View.of(work)
-    across = view.across
-    known = gamma is not None or beta is not None
+    dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor, task: Task
+) -> tuple[Tensor, Tensor]:
+    """dx, and in float32 dγ and dβ of every channel, (2, C)."""
+    work, eps, centered, affine = task
+    N, G, A, S, _, channels_last = work
+    dx = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        rows = _rows(work, x.element_size(), BACKWARD)
-        if tile := rows or _walk(x, work):
-            # Parts of dγ and dβ: in registers, or of each sample; else read once more.
-            kept = known and (tile["AS"] <= SUMS if rows else S > 1)
-            parts, grid = _row_parts(x, work, tile) if rows else _set_parts(x, work)
-            d_gamma = parts[0] if kept and gamma is not None else None
-            d_beta = parts[1] if kept and beta is not None else None
-            tensors = dy, x, gamma, mean, var, lengths, dx, d_gamma, d_beta
-            if rows:
-                _backward[grid](
-                    *tensors, N * G, G, S, eps, A, centered, channels_last, **tile,
-                    STAGES=2 if kept and _has_room(x, tile) else 1,
-                )  # fmt: skip
-            else:
-                _backward_walk[grid](*tensors, N * G, G, S, eps, A, centered, **tile)
-            if not known:
-                return dx, None, None
-            if kept:
-                sums = parts.sum(1)
-            else:
-                sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
-        else:
-            weight = gamma if across else None
-            by = _sum(dy, x, weight, mean, var, lengths, eps, view, batch)
-            if across:
-                sums = _sum(dy, x, None, mean, var, None, eps, view.columns(), batch)
-            else:
-                sums, by = by.sum(1), by if gamma is None else by * gamma
-            by = by.reshape(2, work.sets, -1).sum(2) / _count(work, lengths)
-            tile = view.tile(4096)
-            _backward_apply[view.grid(tile)](
-                dy, x, gamma, mean, var, *by, lengths, dx, *view[:5], eps,
-                batch, across, **tile,
+        if tile := _rows(work, x.element_size(), BACKWARD):
+            at_once = affine and tile["AS"] <= SUMS  # else dy and x are read once more
+            parts, grid = _row_parts(x, work, tile)
+            d_gamma, d_beta = parts if at_once else (None, None)
+            _backward[grid](
+                dy, x, gamma, *moments, dx, d_gamma, d_beta, N * G, G, S, eps,
+                A, centered, channels_last, **tile,
+                STAGES=2 if at_once and _has_room(x, tile) else 1,
             )  # fmt: skip
-    of_gamma, of_beta = (
-        None if p is None else total.view(p.shape).to(p.dtype)
-        for p, total in zip((gamma, beta), sums.view(2, -1), strict=True)
-    )
-    return dx, of_gamma, of_beta
+            if at_once or not affine:
+                return dx, parts.sum(1)
+            columns = _View(1, N, G * A, 1)
+            rstd = (moments[1] + eps).rsqrt()
+            mean = moments[0] if centered else torch.zeros_like(rstd)
+            return dx, _sum(dy, x, mean, rstd, columns, A)[:, 0]
+        view = _View.of(work)
+        mean, scale = of_channels(moments, gamma, eps, view.B, A)
+        by = _sum(dy, x, mean, None, view, A)
+        slope, shift, sums = of_channels_back(by, moments, gamma, eps, work.set_size)
+        tile = view.tile(4096)
+        _apply_back[view.grid(tile)](
+            dy, x, dx, mean, scale, slope, shift, *view[1:], **tile
+        )
+    return dx, sums
 
 
-def track(moments: tuple[Tensor, Tensor], unbiased: Any, running: Running) -> None:
-    """Move running statistics; for so few numbers torch's operations will do."""
-    mean, var = moments
-    running.track(mean, var * unbiased)
+def _sum(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor | None, view: _View, A: int
+) -> Tensor:
+    """What `_sums` sums, (2, B, C)."""
+    tile = view.tile(2048)
+    parts, K, grid = view.parts(x, 2, tile)
+    _sums[grid](dy, x, mean, rstd, parts, *view, A, K, **tile)
+    return parts.sum(2)
 
 
 def shipped() -> list[Work]:
@@ -734,7 +503,6 @@ def compile_ahead() -> None:
             x = torch.zeros(work.N * work.G * work.A * work.S, device="cuda").to(dtype)
             gamma = torch.ones(work.G * work.A, device="cuda")
             for centered in (True, False) if work.S == 1 else (True,):
-                beta = gamma if centered else None
-                task = (work, 1e-5, None, centered)
-                _, moments = forward(x, gamma, beta, *task)
-                backward(x, x, gamma, beta, moments, *task)
+                task = Task(work, 1e-5, centered, affine=True)
+                _, moments = forward(x, gamma, gamma if centered else None, task)
+                backward(x, x, gamma, moments, task)

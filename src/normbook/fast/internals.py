@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
 TORCH = (
     "torch._C._are_functorch_transforms_active",
@@ -21,19 +20,11 @@ TORCH = (
     "torch.Tensor._is_zerotensor",
     "torch.autograd.forward_ad._current_level",
 )
-# What `cpu` and `threads` ask of numba's contexts, and what follows here.
+# What `cpu` asks of numba.
 NUMBA = (
-    "numba.core.callconv.CPUCallConv.call_function",
-    "numba.core.callconv.CPUCallConv.get_function_type",
-    "numba.core.codegen.JITCPUCodegen.magic_tuple",
-    "numba.core.codegen.JITCodeLibrary.get_pointer_to_function",
-    "numba.core.cpu.CPUContext.call_conv",
     "numba.core.cpu.CPUContext.get_dummy_value",
     "numba.core.cpu.CPUContext.get_value_type",
-    "numba.core.cpu.CPUContext.make_tuple",
     "numba.core.dispatcher.Dispatcher.enable_caching",
-    "numba.core.funcdesc.FunctionDescriptor.llvm_func_name",
-    "numba.core.registry.cpu_target.target_context.data_model_manager",
 )
 # What only measurements need.
 DISPATCH_MODE = "torch.utils._python_dispatch.TorchDispatchMode"
@@ -68,12 +59,11 @@ except ImportError as error:
 def untransformed() -> bool:
     """Whether an operation is just computed: nothing traces it, or makes another of it.
 
-    That is torch.compile, torch.jit, a dispatch mode, torch.func and forward mode. Not
-    to be asked where names are `MISSING`.
+    That is torch.jit, a dispatch mode, torch.func and forward mode; torch.compile says
+    so itself. Not to be asked where names are `MISSING`.
     """
     return not (
-        is_compiling()
-        or _tracing() is not None
+        _tracing() is not None
         or _modes()
         or _transforms()
         or forward_ad._current_level >= 0
@@ -108,15 +98,3 @@ try:
     (TorchDispatchMode,) = need(DISPATCH_MODE)
 except ImportError:
     TorchDispatchMode = _NoMode
-
-
-def machine_code(compiled: Any) -> int:
-    """Where the machine code of what numba compiled begins."""
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-
-
-def processor() -> tuple[str, str]:
-    """This processor to LLVM: its triple, and the features that it has."""
-    (target,) = need("numba.core.registry.cpu_target")
-    triple, _, features = target.target_context.codegen().magic_tuple()
-    return triple, features

@@ -264,9 +264,10 @@ def _errors_of(gpu: Any, method: Method) -> dict[str, float]:
     gamma = torch.rand(shape[method.axis]) + 0.5
     beta = torch.randn(shape[method.axis]) if method.centered else None
     sets = method.sets_of(shape, GROUPS)
-    task = (fast.work(x, sets), 1e-5, None, method.centered)
-    y, moments = gpu.forward(x, gamma, beta, *task)
-    got = y, *gpu.backward(dy, x, gamma, beta, moments, *task)
+    task = fast.Task(fast.work_of(x.shape, sets), 1e-5, method.centered, affine=True)
+    y, moments = gpu.forward(x, gamma, beta, task)
+    dx, of_parameters = gpu.backward(dy, x, gamma, moments, task)
+    got = y, dx, *of_parameters
     given: dict[str, Any] = {"gamma": gamma.double(), **method.options(GROUPS)}
     if beta is not None:
         given |= {"beta": beta.double()}

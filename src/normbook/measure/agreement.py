@@ -38,7 +38,7 @@ TOLERANCE = {
     "bfloat16": 2.0**-7,
 }
 
-LEAST = {"forward": 1.0, "forward + backward": 2.5}
+LEAST_COPIES = {"forward": 1.0, "forward + backward": 2.5}
 
 
 # By the axis of the channel: maps (N, C, H, W) and rows (N, T, C).
@@ -127,7 +127,7 @@ def traffic(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     so what stays in a cache between two operations is not seen.
     """
     return [
-        {"method": name, "pass": which, "least": LEAST[which]}
+        {"method": name, "pass": which, "least": LEAST_COPIES[which]}
         | {who: moved(run) / (2 * x.nbytes) for who, run in runs.items()}
         for name in names or methods()
         for which, x, runs in _passes(methods()[name], "cpu", "float32", 1)
@@ -155,7 +155,7 @@ def speed(
                 copy, native, ours = map(median, taken)
                 row: dict[str, Any] = {"method": name, "device": device}
                 row |= {"dtype": dtype, "shape": list(x.shape), "pass": which}
-                row |= {"least": LEAST[which], "native": native / copy}
+                row |= {"least": LEAST_COPIES[which], "native": native / copy}
                 rows.append(row | {"ours": ours / copy, "copy_us": copy * 1e6})
     return rows
 
@@ -182,7 +182,7 @@ def _passes(
 
     return [
         (name, x, {who: fast.off()(run(layer)) for who, layer in layers.items()})
-        for name, run in zip(LEAST, (forward, both), strict=True)
+        for name, run in zip(LEAST_COPIES, (forward, both), strict=True)
     ]
 
 

@@ -48,7 +48,7 @@ class _Steps(TorchDispatchMode):
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.number, self.seen = number, []  # type: ignore[var-annotated]
+        self.number, self.steps = number, []  # type: ignore[var-annotated]
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -57,7 +57,7 @@ class _Steps(TorchDispatchMode):
         if not op.is_view:
             taken = [timing.seconds(run, 1) for _ in range(self.number)]
             name = op.overloadpacket.__name__
-            self.seen.append((name, moved(run), median(taken)))
+            self.steps.append((name, moved(run), median(taken)))
         return run()
 
 
@@ -69,19 +69,19 @@ def steps(run: Callable[[], Any], x: Tensor, number: int = 7) -> list[dict[str, 
         run()
     return [
         {"step": name, "moves": bytes_ / (2 * x.nbytes), "takes": s / median(copies)}
-        for name, bytes_, s in noted.seen
+        for name, bytes_, s in noted.steps
     ]
 
 
-def kept(run: Callable[[], Any]) -> int:
+def saved(run: Callable[[], Any]) -> int:
     """Bytes of the tensors that `run` saves for a backward, each counted once."""
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def note(value: Tensor) -> Tensor:
-        seen[value.untyped_storage().data_ptr()] = value.nbytes
+        sizes[value.untyped_storage().data_ptr()] = value.nbytes
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         result = run()  # alive to the end, so that no address is given out twice
     del result
-    return sum(seen.values())
+    return sum(sizes.values())
