@@ -77,11 +77,11 @@ lighthouse:  ## What Lighthouse thinks of the built book on a phone, where npm i
 # A file stays on one core: a notebook has one kernel, a fixture of a file is made once.
 # Files come in the order of tests/conftest.py and of pyproject.toml's testpaths.
 PARALLEL := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
-# It times layers, so it runs when nothing else does.
-TIMED := notebooks/07_fast.ipynb
+# They time layers, so they run when nothing else does.
+TIMED := notebooks/07_fast.ipynb notebooks/07_fast_lab.ipynb
 
 test: book  ## Set up and test everything: code, every stored output, the pages
-	@$(BIN)/python -m pytest $(PARALLEL) --ignore=$(TIMED) --durations=5
+	@$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=,$(TIMED)) --durations=5
 	@$(BIN)/python -m pytest $(TIMED)
 
 # Without nbval, which takes seconds to import in each of three processes.

@@ -26,18 +26,6 @@ from normbook.measure import timing
 from normbook.methods import METHODS, Method
 
 
-def bandwidth(sizes: Sequence[int], number: int = 5) -> list[float]:
-    """Bytes a second that a copy of so many bytes moves: it reads and writes each."""
-    copies = []
-    for size in sizes:
-        x = torch.rand(size // 4)
-        copies.append(partial(torch.empty_like(x).copy_, x))
-    taken = timing.rounds(copies, number=number)
-    return [
-        2 * size / median(seconds) for size, seconds in zip(sizes, taken, strict=True)
-    ]
-
-
 def caches() -> dict[str, int]:
     """Bytes of the first core's data caches, {"L1": ..., "L2": ...}, where Linux says.
 
@@ -196,21 +184,6 @@ def variance_errors(
             error = np.nan_to_num(abs(rstd / exact - 1), nan=1.0, posinf=1.0)
             found[name].append(float(np.median(error)))
     return found
-
-
-def partial_sums(values: Any, programs: int) -> Any:
-    """Σ over the rows of (rows, C) as `programs` programs do it, without atomics.
-
-    Program p adds up rows p, p + programs, …, in this order; their sums are added in
-    the order of p. So the order depends on sizes alone, never on who is done first.
-    """
-    parts = np.zeros((programs, values.shape[1]), values.dtype)
-    for row, value in enumerate(values):
-        parts[row % programs] += value
-    total = np.zeros_like(parts[0])
-    for part in parts:
-        total += part
-    return total
 
 
 def source(backend: str, name: str) -> str:
