@@ -77,12 +77,12 @@ lighthouse:  ## What Lighthouse thinks of the built book on a phone, where npm i
 # A file stays on one core: a notebook has one kernel, a fixture of a file is made once.
 # Files come in the order of tests/conftest.py and of pyproject.toml's testpaths.
 PARALLEL := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
-# They time layers, so they run when nothing else does.
+# They time layers on one thread, so they run when nothing else does, on a core each.
 TIMED := notebooks/07_fast.ipynb notebooks/07_fast_lab.ipynb
 
 test: book  ## Set up and test everything: code, every stored output, the pages
 	@$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=,$(TIMED)) --durations=5
-	@$(BIN)/python -m pytest $(TIMED)
+	@$(BIN)/python -m pytest $(PARALLEL) $(TIMED)
 
 # Without nbval, which takes seconds to import in each of three processes.
 quick: check  ## Lint and unit tests: no book, no notebook, no other process
