@@ -280,7 +280,8 @@ def shrink_font(font: Path, letters: Iterable[str]) -> str:
     icons = {letter for letter in letters if "\ue000" <= letter <= "\uf8ff"}
     if icons & set(map(chr, small.getBestCmap())):
         letters = icons
-    options = subset.Options(hinting=False)
+    # The box that stands for a letter that no font has must be seen.
+    options = subset.Options(hinting=False, notdef_outline=True)
     maker = subset.Subsetter(options)
     maker.populate(text="".join(sorted(letters)))
     maker.subset(small)

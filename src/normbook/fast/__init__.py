@@ -156,6 +156,9 @@ def kernel_for(
     centered: bool,
 ) -> Kernel | None:
     """The kernel that gives what the plain formula gives, or None without any."""
+    compiling = is_dynamo_compiling()
+    if _off or not (compiling or untransformed()):  # vmap cannot tell every layout
+        return None
     last = not x.is_contiguous()
     if last and not any(
         x.dim() == rank and x.is_contiguous(memory_format=layout)
@@ -169,12 +172,13 @@ def kernel_for(
             parameters += ((value.device, value.dtype, value.shape),)
             if not value.is_contiguous():
                 return None
-    if is_dynamo_compiling():
+    if compiling:
         from normbook.fast.compiled import backend_of  # which imports a compiler
 
-        traced = None if _off else backend_of(x.device, x.dtype)
-        return _kernel(traced, place, sets, parameters, eps, centered)
-    if _off or not untransformed() or not readable(x, gamma, beta):
+        return _kernel(
+            backend_of(x.device, x.dtype), place, sets, parameters, eps, centered
+        )
+    if not readable(x, gamma, beta):
         return None
     if x.is_inference() and torch.is_grad_enabled():  # what a backward may not save
         return None
