@@ -20,6 +20,7 @@ from test_pages import (  # some are fixtures
     ROOT,
     axe,
     browser,  # noqa: F401
+    show_in,
     site,  # noqa: F401
     visit,  # noqa: F401
 )
@@ -558,10 +559,5 @@ def test_open_figures_are_accessible(
             [*METHODS],
         )
         for scheme in ("light", "dark"):
-            seen.page.emulate_media(color_scheme=scheme)
-            seen.page.wait_for_function(
-                "scheme => document.documentElement.dataset.theme === scheme"
-                " && document.getAnimations().every(a => a.playState !== 'running')",
-                arg=scheme,
-            )
+            show_in(seen.page, scheme)
             assert axe(seen, "main") == []

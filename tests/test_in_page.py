@@ -4,13 +4,10 @@ In the browser one Python answers every exercise, right and with each named mist
 says what CPython says.
 """
 
-import functools
 import hashlib
-import http.server
 import json
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,12 @@ from test_exercises import WAITING
 from test_pages import (  # noqa: F401
     DESK,
     HTML,
-    PAGES,
     PHONE,
     ROOT,
+    Quiet,
     axe,
     browser,
+    served,
     unavailable,
 )
 
@@ -287,7 +285,7 @@ POLICY = (
 LESSON, TRY_IT = "notebooks/01_one_idea.html", "book/try_it.html"
 
 
-class Strict(http.server.SimpleHTTPRequestHandler):
+class Strict(Quiet):
     """A plain server that allows a page its own files, without eval."""
 
     missing = ""  # a file that is not there
@@ -301,22 +299,14 @@ class Strict(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Security-Policy", POLICY)
         super().end_headers()
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[str]:
     """The address of the built book behind that policy."""
-    if PAGES == [None]:
-        unavailable("the book is not built (make book)")
-    if not list((HTML / "_static").glob("python-*")):
-        unavailable("the book was built without Python for its pages")
-    handler = functools.partial(Strict, directory=str(HTML))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(Strict) as address:
+        if not list((HTML / "_static").glob("python-*")):
+            unavailable("the book was built without Python for its pages")
+        yield address
 
 
 class Reader:

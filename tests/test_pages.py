@@ -4,6 +4,7 @@ Skipped without Chromium or without a built book; in continuous integration (CI 
 either is a failure.
 """
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -57,16 +58,22 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
+@contextlib.contextmanager
+def served(handler: type[Quiet]) -> Iterator[str]:
     """The address of the built book, served from this machine."""
     if PAGES == [None]:
         unavailable("the book is not built (make book)")
-    handler = functools.partial(Quiet, directory=str(HTML))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    home = functools.partial(handler, directory=str(HTML))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), home) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with served(Quiet) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +172,16 @@ CUT_REPEATS = """(known) => {
 }"""
 
 
+def show_in(page: Any, scheme: str) -> None:
+    """Show a page in light or dark, and wait until it does."""
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_function(
+        "scheme => document.documentElement.dataset.theme === scheme"
+        " && document.getAnimations().every(a => a.playState !== 'running')",
+        arg=scheme,
+    )
+
+
 def axe(seen: Any, within: str = "html", **options: Any) -> list[str]:
     """What axe finds fault with on the page as it stands: rules and elements."""
     from axe_playwright_python.sync_playwright import Axe
@@ -251,12 +268,7 @@ def test_a_page_is_well_coloured(opened: Any, known: list[str]) -> None:
     opened.page.set_viewport_size(DESK)
     known[:] = opened.page.evaluate(CUT_REPEATS, known)
     for scheme in ("light", "dark"):
-        opened.page.emulate_media(color_scheme=scheme)
-        opened.page.wait_for_function(
-            "scheme => document.documentElement.dataset.theme === scheme"
-            " && document.getAnimations().every(a => a.playState !== 'running')",
-            arg=scheme,
-        )
+        show_in(opened.page, scheme)
         assert axe(opened, runOnly=COLOURED) == []
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import run_answer
+from copied_code import bound
 from docutils import nodes
 from pyodide_files import FOLDER
 from sphinx.application import Sphinx
@@ -101,10 +102,8 @@ def importable(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> bool
 
 def needed(function: ast.FunctionDef) -> set[str]:
     """The names that a function reads and does not bind itself."""
-    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-    bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}
-    bound |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    return {name.id for name in names} - bound
+    read = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    return read - {name for name, _ in bound(function)}
 
 
 def imports(cell: str) -> str:

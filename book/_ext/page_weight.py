@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import tinycss2
@@ -24,7 +23,6 @@ from bs4.element import Tag
 from fontTools import subset
 from fontTools.ttLib import TTFont
 from PIL import Image
-from sphinx.application import Sphinx
 from tinycss2.ast import AtRule, HashToken, LiteralToken, Node, QualifiedRule
 
 SHEET = "book-pages.css"
@@ -47,20 +45,6 @@ DROP = (
     *(f"{name}.png" for name in ("plus", "minus", "file")),
     *(f"{name}.svg" for name in ("play-solid", "copy-button", "check-solid")),
 )
-
-
-def only_needed_files(
-    app: Sphinx, page: str, template: str, context: Any, t: Any
-) -> None:
-    """Leave out the files of extensions whose elements no page has."""
-
-    def needed(file: Any) -> bool:
-        name = str(getattr(file, "filename", None) or "")
-        text = f"{name} {getattr(file, 'attributes', '')}".lower()
-        return not any(unused in text for unused in UNUSED)
-
-    for key in ("script_files", "css_files"):
-        context[key][:] = list(filter(needed, context[key]))
 
 
 # ---------------------------------------------------------------- what a page asks for
@@ -316,6 +300,7 @@ def repacked(drawing: str) -> str:
 
 def finish(home: Path, held: Held) -> None:
     """Write the sheet and the fonts that pages load, drop what they load no more."""
+    getLogger("fontTools").setLevel(WARNING)  # it tells every table
     static = home / "_static"
     for path in static.rglob("*.js"):
         if not any(unused in path.name for unused in UNUSED):
@@ -341,9 +326,3 @@ def finish(home: Path, held: Held) -> None:
         for path in static.glob(pattern):
             path.unlink()
     shutil.rmtree(static / "locales", ignore_errors=True)
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    getLogger("fontTools").setLevel(WARNING)  # it tells every table
-    app.connect("html-page-context", only_needed_files, priority=900)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
