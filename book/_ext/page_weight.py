@@ -55,7 +55,7 @@ def leave_out_scripts(page: BeautifulSoup) -> Iterator[Tag]:
     unwanted = [*UNUSED]
     if not page.select_one("#search-results"):
         unwanted += SEARCH
-    settings = r"\s*(kernelName|(let|var) toggle|DOCUMENTATION_OPTIONS\.)"
+    settings = r"\s*(kernelName|const THEBE|(let|var) toggle|DOCUMENTATION_OPTIONS\.)"
     for script in page.select("script"):
         source, text = str(script.get("src", "")), script.get_text()
         if (
