@@ -469,6 +469,18 @@ def test_a_graph_holds_a_kernel_and_gives_the_same_bits(name, calls):
     assert all(map(torch.equal, compiled.buffers(), layer.buffers()))
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["LN", "BN"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_graph_takes_batches_of_any_size(name, calls):
+    torch.compiler.reset()
+    layer, x = build(name)
+    run = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
+    for samples in (2, 3, 4):
+        assert torch.equal(run(x[:samples]), layer(x[:samples]))
+    assert calls == ["forward"] * 6
+
+
 def test_a_value_changed_before_backward_raises():
     layer, x = build("LN")
     x.requires_grad_()

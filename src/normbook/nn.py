@@ -178,7 +178,9 @@ def _in_graph(
     """The same while torch.compile traces."""
     from normbook.fast.compiled import operation  # which imports Triton
 
-    return operation(x, gamma, beta, *kernel.task)
+    work, *rest = kernel.task
+    sizes = [*work[:4], *map(int, work[4:])]  # a list with a size of any batch: no bool
+    return operation(x, gamma, beta, sizes, *rest)
 
 
 class Running(NamedTuple):
