@@ -616,6 +616,32 @@ def test_a_photograph_keeps_its_pixels_in_less(rng: np.random.Generator) -> None
     assert page_weight.repacked("<svg><image/></svg>") == "<svg><image/></svg>"
 
 
+def test_a_section_tells_about_how_high_it_is() -> None:
+    inside = (
+        "<h2>Two</h2>"  # 50
+        f"<p>{'ab cd ' * 20}</p>"  # three lines: 100
+        "<pre>a\nb\n</pre>"  # 48
+        '<img width="716" height="200"/>'  # half as wide, and a caption: 140
+        "<table><tr><td><p>1</p></td></tr></table>"  # 60
+        "<details><summary>code</summary><pre>a</pre></details>"  # 50, as it is closed
+    )
+    html = (
+        f'<div class="bd-article"><section><section>{inside}</section></section></div>'
+    )
+    page = BeautifulSoup(html, "html.parser")
+    (section,) = page_weight.tell_heights(page)
+    assert section["style"] == "--height: 448px"
+
+
+def test_the_theme_looks_at_what_is_drawn_alone() -> None:
+    theme = "all.forEach(e=>{e.tabIndex=e.scrollWidth>e.clientWidth?0:-1})"
+    assert page_weight.look_at_what_is_drawn(theme) == theme.replace(
+        "{e.", "{if(e.checkVisibility({contentVisibilityAuto:true}))e."
+    )
+    with pytest.raises(ValueError, match="the theme's script does not say"):
+        page_weight.look_at_what_is_drawn("all.forEach(e=>{e.tabIndex=0})")
+
+
 # ---------------------------------------------------------------- copied code
 
 

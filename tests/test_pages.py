@@ -552,6 +552,7 @@ def test_a_lesson_is_light_and_stands_still(phone: Any, path: str) -> None:
     files = {HTML / url.removeprefix(phone.site) for url in asked}
     assert len(files) > 10
     assert sum(map(on_the_wire, files)) < 300_000
+    guessed = phone.page.evaluate("document.documentElement.scrollHeight")
     for share in (0.25, 0.5, 0.75, 1):
         phone.page.evaluate(
             "share => scrollTo(0, share * document.documentElement.scrollHeight)", share
@@ -559,6 +560,30 @@ def test_a_lesson_is_light_and_stands_still(phone: Any, path: str) -> None:
         phone.page.wait_for_load_state("networkidle")
     phone.page.remove_listener("request", note)
     assert phone.page.evaluate("window.shift") < 0.02
+    phone.page.add_style_tag(
+        content="section { content-visibility: visible !important }"
+    )
+    whole = phone.page.evaluate("document.documentElement.scrollHeight")
+    assert guessed == pytest.approx(whole, rel=0.1)
+
+
+def test_a_phone_draws_what_is_near_and_can_scroll_what_it_drew(visit: Any) -> None:
+    with visit("notebooks/02_batch_norm.html", viewport=PHONE, is_mobile=True) as seen:
+        drawn = (
+            "e => e.firstElementChild.checkVisibility({contentVisibilityAuto: true})"
+        )
+        sections = seen.page.locator(".bd-article > section > section")
+        before = [one.evaluate(drawn) for one in sections.all()]
+        assert (any(before), all(before)) == (True, False)
+        last = sections.filter(has=seen.page.locator("details.hide pre")).last
+        last.scroll_into_view_if_needed()
+        fold = last.locator("details.hide", has=seen.page.locator("pre")).first
+        code = fold.locator("pre").first
+        code.evaluate("e => e.tabIndex = 7")  # what nobody has looked at
+        fold.locator("summary").first.click()
+        seen.page.wait_for_function("e => e.tabIndex !== 7", arg=code.element_handle())
+        wide = "e => e.scrollWidth > e.clientWidth ? 0 : -1"
+        assert code.evaluate("e => e.tabIndex") == code.evaluate(wide)
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -208,6 +208,7 @@ REPAIRS: tuple[Repair, ...] = (
     page_weight.leave_out_scripts,
     page_weight.let_scripts_wait,
     page_weight.let_logos_wait,
+    page_weight.tell_heights,
     page_weight.read_sheet_as_one,
     page_weight.fetch_fonts_with_the_sheet,
 )

@@ -6,6 +6,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const sections = links.map(({ hash }) =>
     document.getElementById(decodeURIComponent(hash.slice(1))))
   const follow = () => {
+    if (!list.checkVisibility({ visibilityProperty: true })) return // to look would draw every section
     const begun = (section) => section?.getBoundingClientRect().top < innerHeight / 3
     const here = links[sections.findLastIndex(begun)]
     links.forEach((link) => link.classList.toggle("active", link === here))
@@ -17,6 +18,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   }
   if (links.length) {
+    addEventListener("click", () => requestAnimationFrame(follow)) // may open the list
     addEventListener("scroll", () => requestAnimationFrame(follow), { passive: true })
     follow()
   }
@@ -35,6 +37,18 @@ document.addEventListener("DOMContentLoaded", () => {
     (button) => button.setAttribute("aria-label", `Color mode: ${root.dataset.mode}`))
   new MutationObserver(say).observe(root, { attributeFilter: ["data-mode"] })
   say()
+
+  // The tab key stops at code that scrolls. The theme asks so of what is drawn; this, of
+  // a fold that opens and of a section that comes near.
+  for (const shown of ["toggle", "contentvisibilityautostatechange"]) {
+    document.addEventListener(shown, ({ target, skipped }) => {
+      if (skipped || target.open === false) return
+      for (const code of target.querySelectorAll("pre")) {
+        if (!code.checkVisibility()) continue
+        code.tabIndex = code.scrollWidth > code.clientWidth ? 0 : -1
+      }
+    }, true)
+  }
 
   let opened = []
   addEventListener("beforeprint", () => {
