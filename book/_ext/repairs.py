@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
 
 import copied_code
 import page_weight
 from bs4 import BeautifulSoup
-from bs4.element import NavigableString, Tag
+from bs4.element import NavigableString, PageElement, Tag
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -216,8 +217,27 @@ REPAIRS: tuple[Repair, ...] = (
 
 def repair(page: BeautifulSoup, hits: Counter[str]) -> None:
     """Take the theme's faults from a page; count what each repair mended."""
-    for mend in REPAIRS:
-        hits[mend.__name__] += sum(1 for _ in mend(page))
+    with code_as_text(page):
+        for mend in REPAIRS:
+            hits[mend.__name__] += sum(1 for _ in mend(page))
+
+
+@contextmanager
+def code_as_text(page: BeautifulSoup) -> Iterator[None]:
+    """Code without its colours, which are most elements of a page, for a while.
+
+    Every repair looks through all that is there.
+    """
+    coloured: list[tuple[NavigableString, list[PageElement]]] = []
+    for code in page.find_all("pre"):
+        text = NavigableString(code.get_text())
+        if not re.search(JAPANESE, text):
+            parts = [part.extract() for part in list(code.contents)]
+            code.append(text)
+            coloured.append((text, parts))
+    yield
+    for text, parts in coloured:
+        text.replace_with(*parts)
 
 
 # ---------------------------------------------------------------- after the build
