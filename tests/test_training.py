@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from normbook import data
 from normbook import nn as nb
 from normbook.functional import InputError
+from normbook.labs import record_long_runs
+from normbook.labs.comparison import first_weights
 from normbook.training import norms, records, stacked
 
 pytestmark = pytest.mark.slow
@@ -277,6 +280,32 @@ def test_runs_are_recorded_by_name(tmp_path, monkeypatch, capsys):
     assert list(partly["again"]) == ["two"]
     with pytest.raises(InputError, match="no experiment is called three"):
         records.run_and_record("both", runs, "python -m both", only=["three"])
+
+
+@pytest.mark.processes
+def test_two_jobs_give_the_same_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    small = {"depth": 2, "width": 4, "images": 8, "seeds": [0]}
+    runs = {kind: partial(first_weights, kind, **small) for kind in ("BN", "GN", "LN")}
+    kept = []
+    for jobs in (1, 2):
+        records.run_and_record("all", runs, "python -m all", jobs=jobs)
+        kept.append(records.read_record("all"))
+    alone, together = kept
+    assert together["results"] == alone["results"]
+    assert list(together["results"]) == list(together["seconds"]) == ["BN", "GN", "LN"]
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_labs_command_line_names_its_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    with pytest.raises(InputError, match="no experiment is called depth"):
+        record_long_runs("comparison", ["depth"])
+    with pytest.raises(SystemExit):
+        record_long_runs("comparison", ["--help"])
+    told = capsys.readouterr().out
+    assert "python -m normbook.labs.comparison" in told
+    assert "larger_rate_4_images" in told
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale():

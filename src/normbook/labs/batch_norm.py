@@ -14,7 +14,6 @@ says otherwise.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from normbook import data
 from normbook.data import Part
 from normbook.functional import InputError
-from normbook.training.records import run_and_record
+from normbook.labs import record_long_runs
 from normbook.training.stacked import (
     BATCH,
     SEEDS,
@@ -876,6 +875,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.batch_norm"
-    run_and_record("batch_norm", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("batch_norm")

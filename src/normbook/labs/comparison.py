@@ -9,7 +9,6 @@ Training calls torch's own kernels for speed; the tests hold them equal to this 
 `records/comparison.json`; with names behind it, those runs alone.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from normbook import data
 from normbook.data import Part
+from normbook.labs import record_long_runs
 from normbook.measure.agreement import GROUPS as AGREEMENT_GROUPS
 from normbook.measure.agreement import SHAPES, methods, speed, traffic
 from normbook.training.norms import GROUPS
-from normbook.training.records import run_and_record
 from normbook.training.stacked import (
     BATCH,
     SEEDS,
@@ -338,6 +337,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.comparison"
-    run_and_record("comparison", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("comparison")

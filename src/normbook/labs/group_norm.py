@@ -14,7 +14,6 @@ Two cures for small batches are each a small function: `batch_renorm` and
 norm (Hoffer et al. 2017), needs no code: it is `WorkerBatchNorm` with sub-batches.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +25,8 @@ from normbook import core, data, functional
 from normbook import nn as nb
 from normbook.data import Part, Split
 from normbook.functional import InputError
+from normbook.labs import record_long_runs
 from normbook.training.norms import GROUPS
-from normbook.training.records import run_and_record
 from normbook.training.stacked import (
     BATCH,
     SEEDS,
@@ -681,6 +680,4 @@ def _parsed(name: str) -> tuple[str, int | None]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.group_norm"
-    run_and_record("group_norm", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("group_norm")

@@ -13,7 +13,6 @@ strokes.
 """
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +25,9 @@ from normbook import data, functional
 from normbook import nn as nb
 from normbook.data import Part
 from normbook.functional import InputError
+from normbook.labs import record_long_runs
 from normbook.training import norm, stacked
-from normbook.training.records import run_and_record, write_pictures
+from normbook.training.records import write_pictures
 from normbook.training.stacked import SEEDS, Record, Seeds
 
 CHANGES = {
@@ -587,6 +587,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.instance_norm"
-    run_and_record("instance_norm", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("instance_norm")

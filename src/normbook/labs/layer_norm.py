@@ -9,7 +9,6 @@ only those.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 
 from normbook import data
 from normbook import nn as nb
+from normbook.labs import record_long_runs
 from normbook.training import stacked
-from normbook.training.records import run_and_record
 from normbook.training.sequences import (
     Recurrent,
     StepNorm,
@@ -472,6 +471,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.layer_norm"
-    run_and_record("layer_norm", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("layer_norm")

@@ -83,12 +83,17 @@ def run_and_record(
     runs: dict[str, Callable[[], Any]],
     command: str,
     only: Sequence[str] = (),
+    jobs: int = 1,
 ) -> Path:
-    """Run every experiment in turn, say how long each took, and keep their results.
+    """Run every experiment, `jobs` at a time, say how long each took, keep the results.
 
-    `only` names those to run. The others stay as recorded, and `again` says of each of
-    these where and when it ran. Raises InputError for a name that is not in `runs`.
+    More jobs are more processes, each with as many threads as this one: the results are
+    the same, digit for digit. `only` names the experiments to run. The others stay as
+    recorded, and `again` says of each of these where and when it ran. Raises InputError
+    for a name that is not in `runs`.
     """
+    from joblib import Parallel, delayed, parallel_config
+
     if not only:
         record: dict[str, Any] = {"command": command, **_made_here()}
         record |= {"seconds": {}, "results": {}}
@@ -100,14 +105,24 @@ def run_and_record(
     else:
         record = {"again": {}, **read_record(name)}
         record["again"] |= {title: _made_here() for title in only}
-    chosen = only or list(runs)
-    for number, title in enumerate(chosen, start=1):
-        print(f"{number}/{len(chosen)} {title}", file=sys.stderr)
-        began = time.perf_counter()
-        record["results"][title] = runs[title]()
-        record["seconds"][title] = time.perf_counter() - began
-        print(f"    {record['seconds'][title]:.1f} s", file=sys.stderr)
+    chosen, threads = only or list(runs), torch.get_num_threads()
+    tasks = [delayed(_timed)(title, runs[title], threads) for title in chosen]
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+        done = Parallel(return_as="generator_unordered")(tasks)
+        for number, (title, result, seconds) in enumerate(done, start=1):
+            record["results"][title], record["seconds"][title] = result, seconds
+            print(f"{number}/{len(chosen)} {title}: {seconds:.1f} s", file=sys.stderr)
+    for part in ("results", "seconds"):  # in their order, whichever came first
+        kept = record[part]
+        record[part] = {title: kept[title] for title in [*runs, *kept] if title in kept}
     return _keep(name, record)
+
+
+def _timed(title: str, run: Callable[[], Any], threads: int) -> tuple[str, Any, float]:
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    result = run()
+    return title, result, time.perf_counter() - began
 
 
 def processor() -> str:
