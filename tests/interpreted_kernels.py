@@ -6,6 +6,7 @@ when it decorates a kernel.
 
 import copy
 import math
+from types import SimpleNamespace
 
 import layers
 import pytest
@@ -34,7 +35,8 @@ def calls(monkeypatch):
 
     kernels = gpu.forward
     monkeypatch.setattr(gpu, "forward", forward)
-    monkeypatch.setattr(gpu, "_processors", lambda index: 1)
+    device = SimpleNamespace(**{**vars(gpu._gpu(None)), "multi_processor_count": 1})
+    monkeypatch.setattr(gpu, "_gpu", lambda index: device)
     monkeypatch.setattr(
         fast, "_backend", lambda device, dtype: gpu if dtype in gpu.DTYPES else None
     )
@@ -123,8 +125,8 @@ TOO_LARGE = {
 def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
     variant, shape = TOO_LARGE[name]
     limited(monkeypatch, LIMITS)
-    tile = gpu._View.tile
-    monkeypatch.setattr(gpu._View, "tile", lambda view, _: tile(view, 64))
+    tile = gpu._tile
+    monkeypatch.setattr(gpu, "_tile", lambda view, _: tile(view, 64))
     monkeypatch.setattr(gpu, "_forward", None)
     monkeypatch.setattr(gpu, "_backward", None)
     compare(
@@ -136,8 +138,7 @@ def test_sets_too_large_for_a_program(name, layout, calls, monkeypatch):
 
 @pytest.mark.parametrize("name", [*ROWS, "GN"])
 def test_rows_too_long_for_a_program_take_the_plain_path(name, calls, monkeypatch):
-    assert fast.LONGEST_ROW["cuda"] == gpu.BACKWARD
-    monkeypatch.setitem(fast.LONGEST_ROW, "cpu", 64)
+    monkeypatch.setattr(gpu, "LONGEST_ROW", 64)
     compare(build(layers.LAYERS[name], (3, 160)), *data((3, 160)))
     assert calls == []
 

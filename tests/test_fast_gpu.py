@@ -109,7 +109,7 @@ def test_sizes_that_divide_badly_do_not_spill(name):
     ids=str,
 )
 def test_every_shipped_configuration(dtype, step):
-    for work in list(gpu.shipped())[::step]:
+    for work in gpu.shipped()[::step]:
         wide = work.S == 1 or work.S % 16 == 0
         check(work, dtype, wide=wide)
         if work.S == 1:
@@ -135,7 +135,9 @@ def test_which_kernels_answer(work, kernels):
 @pytest.mark.parametrize(("shared", "stages"), [(99, 1), (163, 2), (227, 2)])
 def test_the_next_block_waits_where_there_is_room(shared, stages, monkeypatch):
     """dy and x of 16,384 values are 128 kB; a small GPU has 99 kB for a program."""
-    monkeypatch.setattr(gpu, "_shared_memory", lambda index: shared * 1024)
+    values = {"shared_memory_per_block_optin": shared * 1024}
+    device = SimpleNamespace(multi_processor_count=132, **values)
+    monkeypatch.setattr(gpu, "_gpu", lambda index: device)
     launches = sm90.launches(Work(16, 32, 8, 1600), torch.float32)
     (backward,) = [launch for launch in launches if launch.kernel == "_backward"]
     assert dict(backward.constants)["STAGES"] == stages

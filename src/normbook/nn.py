@@ -20,7 +20,7 @@ from torch.compiler import is_dynamo_compiling
 
 from normbook import core, fast, functional
 from normbook.core import Axes, Set
-from normbook.fast import Kernel, SetMoments
+from normbook.fast import Kernel
 from normbook.fast.internals import direct_apply
 from normbook.functional import InputError, Normalized, Sets
 from normbook.moments import Moments, standardize
@@ -220,7 +220,6 @@ def normalize(
     if running is not None:
         _need_one_a_channel(x, running)
     kernel = None
-    moments: Moments | SetMoments
     if where is None:
         kernel = fast.kernel_for(x, sets, gamma, beta, eps, centered)
     if kernel is None:
@@ -232,7 +231,8 @@ def normalize(
             y, of_sets = _apply(x, gamma, beta, kernel, sets)
         else:
             y, of_sets = kernel.backend.forward(x, gamma, beta, kernel.task)
-        moments = SetMoments(kernel.task.work, of_sets.detach())
+        if running is not None:
+            moments = kernel.moments(of_sets.detach())
     if running is not None and x.numel():
         running.track(moments.mean, moments.var(correction=1))
     return y

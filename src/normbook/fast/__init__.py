@@ -2,15 +2,15 @@
 
 A layer of `normbook.nn` asks `kernel_for` first. There is a kernel only where it gives
 what the plain formula gives. For everything else the plain path runs: another dtype or
-layout, a mask, torch.func, no numba or no Triton, a release of torch or numba without a
-private name that `internals` lists, and all that the plain path answers with an error.
+layout, a mask, torch.func, no numba or no Triton, a release of torch without a private
+name that `internals` lists, and all that the plain path answers with an error.
 
 Kernels see every method as one shape of work, `Work`. Under torch.compile they are one
 operation of its graph, see `compiled`. `python -m normbook.fast` compiles the kernels
 of this machine ahead of their first call, or says why there are none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
@@ -22,19 +22,16 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from normbook.fast.internals import (
-    MISSING,
-    is_legacy_batched,
-    is_zero,
-    untransformed,
-)
-from normbook.functional import Sets
+from normbook.fast.internals import MISSING, is_legacy_batched, is_zero, untransformed
+from normbook.functional import CHANNEL, Sets
+from normbook.moments import Moments
 
 MODULES = {"cpu": "normbook.fast.cpu", "cuda": "normbook.fast.gpu"}
 FURTHEST = 2**30 - 2**21  # a GPU counts in 32 bits, with room for blocks and parts
-# A set whose values are all channels fits into the registers of a GPU's program.
-LONGEST_ROW = {"cpu": FURTHEST, "cuda": 2**14}
 SMALLEST_EPS = 1e-24  # the kernels of a CPU take 1/√ε³ in float32
+# By the rank of x.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+Described = tuple[torch.device, torch.dtype, tuple[int, ...]]  # a tensor, by its shape
 
 
 class Work(NamedTuple):
@@ -87,6 +84,9 @@ class Task(NamedTuple):
 class Backend(Protocol):
     """What each module of kernels has."""
 
+    DTYPES: tuple[torch.dtype, ...]
+    LONGEST_ROW: int  # the most values of a set that are all of different channels
+
     def runs(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether its kernels work on such tensors, here."""
 
@@ -103,25 +103,8 @@ class Backend(Protocol):
         dy lies in memory as x does.
         """
 
-    def compile_ahead(self) -> None:
-        """Compile what models usually need."""
-
-
-class SetMoments(NamedTuple):
-    """`moments.Moments` of every set as kernels leave them: mean and variance."""
-
-    work: Work
-    of_sets: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of every set."""
-        return self.of_sets[0]
-
-    def var(self, correction: int = 0) -> Tensor:
-        """m2/(m − correction), as `Moments.var`."""
-        m = self.work.set_size
-        return self.of_sets[1] * (m / (m - correction))
+    def shipped(self) -> list[Work]:
+        """What models usually need."""
 
 
 class Kernel(NamedTuple):
@@ -129,6 +112,11 @@ class Kernel(NamedTuple):
 
     backend: Backend
     task: Task
+
+    def moments(self, of_sets: Tensor) -> Moments:
+        """The mean and variance that a backend leaves of every set, as `Moments`."""
+        m = self.task.work.set_size
+        return Moments(m, of_sets[0], m * of_sets[1])
 
     def backward(
         self, dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor
@@ -156,52 +144,51 @@ def kernel_for(
     centered: bool,
 ) -> Kernel | None:
     """The kernel that gives what the plain formula gives, or None without any."""
-    compiling = is_dynamo_compiling()
-    if _off or not (compiling or untransformed()):  # vmap cannot tell every layout
+    find: Callable[..., Kernel | None]
+    if _off:
+        return None
+    if is_dynamo_compiling():
+        from normbook.fast.compiled import backend_of  # which imports a compiler
+
+        backend, find = backend_of(x.device, x.dtype), _kernel
+    elif untransformed() and readable(x, gamma, beta):
+        if x.is_inference() and torch.is_grad_enabled():  # a backward may not save it
+            return None
+        backend, find = _backend(x.device, x.dtype), _cached_kernel
+    else:
         return None
     last = not x.is_contiguous()
-    if last and not any(
-        x.dim() == rank and x.is_contiguous(memory_format=layout)
-        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
-    ):
-        return None
-    place = x.device, x.dtype, x.shape, last
-    parameters: tuple[tuple[torch.device, torch.dtype, torch.Size], ...] = ()
+    if last:
+        layout = CHANNELS_LAST.get(x.dim())
+        if layout is None or not x.is_contiguous(memory_format=layout):
+            return None
+    parameters: tuple[Described, ...] = ()
     for value in (gamma, beta):
         if value is not None:
             parameters += ((value.device, value.dtype, value.shape),)
             if not value.is_contiguous():
                 return None
-    if compiling:
-        from normbook.fast.compiled import backend_of  # which imports a compiler
-
-        return _kernel(
-            backend_of(x.device, x.dtype), place, sets, parameters, eps, centered
-        )
-    if not readable(x, gamma, beta):
-        return None
-    if x.is_inference() and torch.is_grad_enabled():  # what a backward may not save
-        return None
-    backend: Any = _backend(x.device, x.dtype)
-    return _cached_kernel(backend, place, sets, parameters, eps, centered)
+    described = x.device, x.dtype, x.shape
+    return find(backend, described, last, sets, parameters, eps, centered)
 
 
 def _kernel(
     backend: Backend | None,
-    place: tuple[torch.device, torch.dtype, tuple[int, ...], bool],
+    x: Described,
+    channels_last: bool,
     sets: Sets,
-    parameters: tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...],
+    parameters: tuple[Described, ...],
     eps: float,
     centered: bool,
 ) -> Kernel | None:
     """`kernel_for` by what can be known without looking into memory."""
-    device, dtype, shape, channels_last = place
+    device, dtype, shape = x
     if not isinstance(eps, (int, float)) or not eps >= SMALLEST_EPS:
         return None
     work = work_of(shape, sets, channels_last)
     if backend is None or work is None:
         return None
-    if work.S == 1 and not work.batch and LONGEST_ROW[device.type] < work.A:
+    if work.S == 1 and not work.batch and backend.LONGEST_ROW < work.A:
         return None
     full = tuple(shape[axis] for axis in sets.param)
     for at, kind, own in parameters:
@@ -227,11 +214,11 @@ def work_of(
         size = prod(view[-len(axes) :])
         if not channels_last:
             work = Work(prod(shape) // size, 1, size, 1)
-    elif axes == tuple(range(2, len(view))):
+    elif param == CHANNEL and axes == tuple(range(2, len(view))):
         N, G, *rest = view
         A = 1 if len(view) == rank else rest.pop(0)
         work = Work(N, G, A, prod(rest), channels_last=channels_last)
-    elif axes == (0, *range(2, rank)):
+    elif param == CHANNEL and axes == (0, *range(2, rank)):
         N, C, *rest = view
         last = channels_last or prod(rest) == 1
         work = Work(N, C, 1, prod(rest), batch=True, channels_last=last)
@@ -283,9 +270,11 @@ def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
         return MISSING
     if device.type not in MODULES:
         return f"there are no kernels on {device.type}"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no GPU"
     try:
         kernels = import_module(MODULES[device.type])
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, OSError) as error:  # or lacks its own library
         return str(error)
     if not kernels.runs(device, dtype):
         return f"no kernels for {dtype} run on this {device.type}"

@@ -17,8 +17,7 @@ each its ranges.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,12 +27,10 @@ from llvmlite import ir
 from numba import extending, njit, types
 from torch import Tensor
 
-from normbook.fast import Task, Work
-from normbook.fast.internals import NUMBA, need
-from normbook.fast.split import merged, of_channels, of_channels_back
+from normbook.fast import FURTHEST, Task, Work
+from normbook.fast.split import View, merged, of_channels, of_channels_back
 
-need(*NUMBA)
-
+LONGEST_ROW = FURTHEST  # of any length
 DTYPES = (torch.float32, torch.bfloat16)
 CHUNK = 2**16  # values of a chunk of channels_last, and the fewest for a thread
 ROWS = 2**12  # of a chunk, whose sums over them are taken one after the other
@@ -47,7 +44,7 @@ intrinsic: Any = extending.intrinsic
 LIKE = {torch.float32: 1.0, torch.bfloat16: 1}
 # Whatever torch's defaults are, a kernel reads and writes float32 in this memory.
 FLOAT32 = torch.empty(0, dtype=torch.float32, device="cpu")
-empty, zeros = FLOAT32.new_empty, FLOAT32.new_zeros
+empty, zeros, ones = FLOAT32.new_empty, FLOAT32.new_zeros, FLOAT32.new_ones
 # Sums in any order, so that they fill a vector; nan, infinity and denormals as ever
 # ("arcp" would make 1/√∞ a nan).
 FASTMATH = {"reassoc", "nsz", "contract"}
@@ -56,15 +53,14 @@ jit: Any = partial(njit, nogil=True, error_model="numpy", fastmath=FASTMATH)
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiled at its first call, and kept on disk where some folder can be written."""
-    compiled = jit(function)
-    with suppress(RuntimeError):  # nowhere to keep it: every process compiles its own
-        compiled.enable_caching()
-    return compiled
+    try:
+        return jit(function, cache=True)
+    except RuntimeError:  # nowhere to keep it: every process compiles its own
+        return jit(function)
 
 
-def helper(function: Callable[..., Any]) -> Any:
-    """Compiled as a part of each kernel that calls it, which takes less time."""
-    return jit(inline="always")(function)
+# Compiled as a part of each kernel that calls it, which takes less time.
+helper = partial(jit, inline="always")
 
 
 @intrinsic
@@ -72,9 +68,9 @@ def pointer(_: Any, address: Any, like: Any) -> Any:
     """An address as a pointer: to float32 for a float, to bfloat16 for an integer."""
     wide = types.unliteral(like) == types.float64
     value = types.float32 if wide else types.uint16
+    to = (ir.FloatType() if wide else ir.IntType(16)).as_pointer()
 
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        to = context.get_value_type(types.CPointer(value))
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], to)
 
     return types.CPointer(value)(address, like), build
@@ -84,7 +80,7 @@ def pointer(_: Any, address: Any, like: Any) -> Any:
 def get(_: Any, p: Any, i: Any) -> Any:
     """p[i] as float32, of which bfloat16 is the upper half."""
 
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         value = builder.load(builder.gep(args[0], [args[1]]))
         if p.dtype == types.float32:
             return value
@@ -97,10 +93,11 @@ def get(_: Any, p: Any, i: Any) -> Any:
 @intrinsic
 def put(_: Any, p: Any, i: Any, value: Any) -> Any:
     """p[i] = value, rounded to the nearest, a tie to the even one."""
+    wide = p.dtype == types.float32
 
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         p, i, value = args
-        if signature.args[0].dtype != types.float32:
+        if not wide:
             int32 = ir.IntType(32)
             bits = builder.bitcast(value, int32)
             odd = builder.and_(builder.lshr(bits, int32(16)), int32(1))
@@ -109,10 +106,9 @@ def put(_: Any, p: Any, i: Any, value: Any) -> Any:
             near = builder.select(nan, int32(0x7FC00000), near)
             value = builder.trunc(builder.lshr(near, int32(16)), ir.IntType(16))
         builder.store(value, builder.gep(p, [i]))
-        return context.get_dummy_value()
+        return args[2]
 
-    signature = types.void(p, types.intp, types.float32)
-    return signature, build
+    return types.float32(p, types.intp, types.float32), build
 
 
 @helper
@@ -201,19 +197,15 @@ def forward_sets(
         old, new = max(k - 1, s0), min(k, s1 - 1)
         ahead = (new - old) * run
         # Measured from one of its values, a large mean costs no digits.
-        near, total = get(x, new * run), 0.0
+        near, total, c = get(x, new * run), 0.0, old % G * A
         for start in range(old * run, old * run + runs * apart, apart):
-            c = old % G * A
             if S == 1:
-                row = mu, rstd
-                total += apply_row(x, y, gamma, beta, start, c, A, row, ahead, near)
-                continue
-            for a in range(A):
-                line, i = (
-                    (mu, get(gamma, c + a) * rstd, get(beta, c + a)),
-                    start + a * S,
-                )
-                total += apply_run(x, y, i, i + S, line, ahead, near)
+                line = mu, rstd
+                total += apply_row(x, y, gamma, beta, start, c, A, line, ahead, near)
+            for a in range(A if S > 1 else 0):
+                i = start + a * S
+                of_run = mu, get(gamma, c + a) * rstd, get(beta, c + a)
+                total += apply_run(x, y, i, i + S, of_run, ahead, near)
         if k == s1:
             break
         mu = near + F32(total / m) if centered else F32(0)
@@ -342,15 +334,14 @@ def chunk(p, K, C, S):
 
 
 @kernel
-def chunk_moments(p0, p1, like, x, mean, m2, K, C, S):
-    """Mean and Σ(x − mean)² of every channel in chunks p0 to p1."""
-    x, mean, m2 = pointer(x, like), pointer(mean, 0.0), pointer(m2, 0.0)
+def chunk_moments(p0, p1, like, x, count, mean, m2, K, C, S):
+    """Rows of chunks p0 to p1, and mean and Σ(x − mean)² of every channel in them."""
+    x, count = pointer(x, like), pointer(count, 0.0)
+    mean, m2 = pointer(mean, 0.0), pointer(m2, 0.0)
     for p in range(p0, p1):
         _, start, end = chunk(p, K, C, S)
         rows = F32((end - start) // C)
-        for c in range(C):
-            put(mean, p * C + c, F32(0))
-            put(m2, p * C + c, F32(0))
+        put(count, p, rows)
         for row in range(start, end, C):
             for c in range(C):
                 add(mean, p * C + c, get(x, row + c) - get(x, start + c))
@@ -382,9 +373,6 @@ def sums(p0, p1, like, dy, x, mean, by_d, by_dy, K, C, S):
     by_d, by_dy = pointer(by_d, 0.0), pointer(by_dy, 0.0)
     for p in range(p0, p1):
         n, start, end = chunk(p, K, C, S)
-        for c in range(C):
-            put(by_d, p * C + c, F32(0))
-            put(by_dy, p * C + c, F32(0))
         for row in range(start, end, C):
             for c in range(C):
                 d = get(x, row + c) - get(mean, n + c)
@@ -420,21 +408,20 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y, and of every set its mean (0 where not centered) and variance, (2, sets)."""
     (N, G, A, S, batch, channels_last), eps, centered, _ = task
-    C, y = G * A, torch.empty_like(x)
-    gamma = _constant(C, 1) if gamma is None else gamma.float()
-    beta = _constant(C, 0) if beta is None else beta.float()
+    y, C, sets = torch.empty_like(x), G * A, G if batch else N * G
+    gamma = ones(C) if gamma is None else gamma.float()
+    beta = zeros(C) if beta is None else beta.float()
     if not channels_last:
-        sets = G if batch else N * G
         moments = empty(2, sets)
-        tensors, sizes = (x, y, gamma, beta, moments), (N, G, A, S, batch)
-        _run(forward_sets, sets, tensors, eps, centered, *sizes)
+        tensors = x, y, gamma, beta, moments
+        _run(forward_sets, sets, tensors, eps, centered, N, G, A, S, batch)
         return y, moments
-    N, K, S = _chunks(task.work)
-    mean, m2 = empty(2, N, K, G, A)
-    _run(chunk_moments, N * K, (x, mean, m2), K, C, S)
-    moments = merged(_rows(K, S), mean, m2)
-    mean, scale = of_channels(moments, gamma, eps, N, A)
-    _run(apply, N * K, (x, y, mean, scale, beta), K, C, S)
+    B, K, S = _chunks(task.work)
+    count, (mean, m2) = empty(B, K, 1, 1), zeros(2, B, K, G, A)
+    _run(chunk_moments, B * K, (x, count, mean, m2), K, C, S)
+    moments = merged(count, mean, m2)
+    mean, scale = of_channels(moments, gamma, eps, B, A)
+    _run(apply, B * K, (x, y, mean, scale, beta), K, C, S)
     return y, moments
 
 
@@ -443,48 +430,31 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """dx, and in float32 dγ and dβ of every channel, (2, C)."""
     (N, G, A, S, batch, channels_last), eps, centered, _ = task
-    C, dx = G * A, torch.empty_like(x)
-    gamma = _constant(C, 1) if gamma is None else gamma.float()
+    dx, C = torch.empty_like(x), G * A
+    gamma = ones(C) if gamma is None else gamma.float()
     if not channels_last:
         # As many parts as pay for their sums. But for batch norm the shape alone
         # decides, so that any number of threads gives the same gradients.
         P = min(N * G, max(PARTS, N // ROWS), 1 + 4 * x.numel() // CHUNK)
         parts = zeros(2, 1 if batch else P, C)
         P = min(G, PIECES * torch.get_num_threads()) if batch else P
-        tensors, sizes = (dy, x, dx, gamma, moments, *parts), (N, G, A, S, batch)
-        _run(backward_sets, P, tensors, eps, centered, P, *sizes)
+        tensors = dy, x, dx, gamma, moments, *parts
+        _run(backward_sets, P, tensors, eps, centered, P, N, G, A, S, batch)
         return dx, parts.sum(1) if P > 1 else parts[:, 0]
-    N, K, S = _chunks(task.work)
-    mean, scale = of_channels(moments, gamma, eps, N, A)
-    by = empty(2, N, K, C)
-    _run(sums, N * K, (dy, x, mean, *by), K, C, S)
+    B, K, S = _chunks(task.work)
+    mean, scale = of_channels(moments, gamma, eps, B, A)
+    by = zeros(2, B, K, C)
+    _run(sums, B * K, (dy, x, mean, *by), K, C, S)
     by = by.sum(2, dtype=torch.float64)
     slope, shift, by = of_channels_back(by, moments, gamma, eps, task.work.set_size)
-    _run(apply_back, N * K, (dy, x, dx, mean, scale, slope, shift), K, C, S)
+    _run(apply_back, B * K, (dy, x, dx, mean, scale, slope, shift), K, C, S)
     return dx, by
 
 
 def _chunks(work: Work) -> tuple[int, int, int]:
-    """N, K, S: the S rows of every sample in K chunks.
-
-    Where a set spans the batch, all rows are as those of one sample.
-    """
-    N, S = (1, work.N * work.S) if work.batch else (work.N, work.S)
-    rows = max(1, min(ROWS, CHUNK // (work.G * work.A)))
-    return N, -(-S // rows), S
-
-
-@lru_cache(64)
-def _rows(K: int, S: int) -> Tensor:
-    """The rows of each of K chunks, (K, 1, 1)."""
-    rows = [S * (k + 1) // K - S * k // K for k in range(K)]
-    kind: Any = {"dtype": torch.float64, "device": "cpu"}
-    return torch.tensor(rows, **kind)[:, None, None]
-
-
-@lru_cache(64)
-def _constant(C: int, value: int) -> Tensor:
-    return torch.full((C,), value, dtype=torch.float32, device="cpu")
+    """B, K, S: the S rows of each of B samples in K chunks."""
+    B, S, C, _ = View.of(work)
+    return B, -(-S // max(1, min(ROWS, CHUNK // C))), S
 
 
 def _run(kernel: Any, parts: int, tensors: tuple[Tensor, ...], *numbers: Any) -> None:
@@ -503,12 +473,13 @@ def _run(kernel: Any, parts: int, tensors: tuple[Tensor, ...], *numbers: Any) ->
     pieces = min(parts, PIECES * threads)
     ranges = iter([*pairwise(parts * k // pieces for k in range(pieces + 1))])
 
-    def take() -> None:
+    # Each thread holds the tensors, so that an interrupt of this one frees none of them.
+    def take(_: tuple[Tensor, ...]) -> None:
         for ends in ranges:  # the next of a list is one thread's alone
             kernel(*ends, *to)
 
-    others = [_pool(os.getpid()).submit(take) for _ in range(threads - 1)]
-    take()
+    others = [_pool(os.getpid()).submit(take, tensors) for _ in range(threads - 1)]
+    take(tensors)
     for other in others:
         other.result()
 
@@ -519,11 +490,6 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "normbook")
 
 
-def compile_ahead() -> None:
-    """Compile every kernel, for each type."""
-    for dtype in DTYPES:
-        for last in (False, True):
-            x = torch.zeros(2, 2, 1, 2, dtype=dtype, device="cpu")
-            task = Task(Work(2, 2, 1, 2, last, last), 1.0, True, True)
-            _, moments = forward(x, None, None, task)
-            backward(x, x, None, moments, task)
+def shipped() -> list[Work]:
+    """One of each kind: a kernel of a CPU is compiled for every size at once."""
+    return [Work(2, 2, 1, 2), Work(2, 2, 1, 2, True, True)]

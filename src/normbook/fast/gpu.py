@@ -22,8 +22,10 @@ decide, so the same input gives the same bits.
 import os
 import shutil
 from functools import cache
-from math import gcd, lcm
-from typing import Any, NamedTuple
+from itertools import product
+from math import gcd, lcm, prod
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -31,9 +33,19 @@ import triton.language as tl
 from torch import Tensor
 
 from normbook.fast import Task, Work
-from normbook.fast.split import merged, of_channels, of_channels_back
+from normbook.fast.split import View, merged, of_channels, of_channels_back
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def _gpu(index: int | None) -> Any:
+    """What this GPU has; where there is none, as in the interpreter, an H100."""
+    if index is None:
+        h100 = {"multi_processor_count": 132, "shared_memory_per_block_optin": 232448}
+        return SimpleNamespace(**h100)
+    return torch.cuda.get_device_properties(index)
+
 
 # The resident pair --------------------------------------------------------------------
 #
@@ -161,6 +173,7 @@ def _store_part(parts_ptr, part, p, a, G, A, ROWS: tl.constexpr):
 # The largest tiles whose values fit the 65536 registers of a multiprocessor: forward
 # keeps x, backward x_hat and g, and with γ's sums four values for each.
 FORWARD, BACKWARD, SUMS = 32768, 16384, 8192
+LONGEST_ROW = BACKWARD
 
 
 def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
@@ -174,7 +187,7 @@ def _rows(w: Work, itemsize: int, most: int) -> dict[str, Any] | None:
         while lcm(ROWS, w.G) > max(w.G, w.N * w.G // 64):
             ROWS //= 2
     size = ROWS * AS * SS
-    if w.batch or size > most or AS > BACKWARD:
+    if w.batch or size > most:
         return None
     if w.channels_last and ROWS * w.A * itemsize < 16:
         return None  # too few neighbours for a wide load
@@ -189,11 +202,18 @@ def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[
     """
     ROWS = tile["ROWS"]
     blocks, least = triton.cdiv(w.N * w.G, ROWS), w.G // gcd(w.G, ROWS)
-    wanted = _processors(x.device.index) * max(1, 16 // tile["num_warps"])
+    processors = _gpu(x.device.index).multi_processor_count
+    wanted = processors * max(1, 16 // tile["num_warps"])
     programs = least * max(1, min(blocks, wanted) // least)
     parts = programs if w.G == 1 else programs * ROWS // w.G
     shape = (2, parts, w.G * w.A)
     return x.new_empty(shape, dtype=torch.float32), (programs,)
+
+
+def _has_room(x: Tensor, tile: dict[str, Any]) -> bool:
+    """Whether the next block of x and dy can wait in shared memory."""
+    size = tile["ROWS"] * tile["AS"] * tile["SS"] * x.element_size()
+    return 2 * size + 4096 <= _gpu(x.device.index).shared_memory_per_block_optin
 
 
 # The split pair -----------------------------------------------------------------------
@@ -334,69 +354,34 @@ def _apply_back(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
-class _View(NamedTuple):
-    """x as the split pair sees it."""
-
-    B: int
-    P: int
-    C: int
-    R: int
-
-    @classmethod
-    def of(cls, w: Work) -> "_View":
-        C = w.G * w.A
-        if w.batch:
-            return cls(1, w.N * w.S, C, 1) if w.channels_last else cls(1, w.N, C, w.S)
-        return cls(w.N, w.S, C, 1) if w.channels_last else cls(w.N, 1, C, w.S)
-
-    def tile(self, size: int) -> dict[str, Any]:
-        """A block of about `size` values, neighbours first."""
-        RS = min(triton.next_power_of_2(self.R), size)
-        CS = 1
-        if self.R == 1:  # then channels are the neighbours: 64 fill lines of memory
-            CS = min(triton.next_power_of_2(self.C), 64)
-        PS = min(triton.next_power_of_2(self.P), size // (RS * CS))
-        # Where samples and positions are few, as many channels as fill the block.
-        CS = min(triton.next_power_of_2(self.C), size // (RS * PS))
-        return {"PS": PS, "CS": CS, "RS": RS, "num_warps": size // 512}
-
-    def grid(self, tile: dict[str, Any]) -> tuple[int]:
-        """A program a block."""
-        P, C = triton.cdiv(self.P, tile["PS"]), triton.cdiv(self.C, tile["CS"])
-        return (self.B * P * C * triton.cdiv(self.R, tile["RS"]),)
-
-    def parts(
-        self, x: Tensor, number: int, tile: dict[str, Any]
-    ) -> tuple[Tensor, int, tuple[int]]:
-        """Room for `number` sums of every part, the parts K, one program for each."""
-        (blocks,) = self.grid(tile)
-        columns = self.B * triton.cdiv(self.C, tile["CS"])
-        K = max(1, min(blocks // columns, 8 * _processors(x.device.index) // columns))
-        room = x.new_empty((number, self.B, K, self.C), dtype=torch.float32)
-        return room, K, (columns * K,)
+def _tile(view: View, size: int) -> dict[str, Any]:
+    """A block of about `size` values, neighbours first."""
+    _, P, C, R = map(triton.next_power_of_2, view)
+    RS = min(R, size)
+    # Where channels are the neighbours 64 fill lines of memory.
+    PS = min(P, size // (RS * (min(C, 64) if R == 1 else 1)))
+    # Where samples and positions are few, as many channels as fill the block.
+    CS = min(C, size // (RS * PS))
+    return {"PS": PS, "CS": CS, "RS": RS, "num_warps": size // 512}
 
 
-@cache
-def _processors(index: int | None) -> int:
-    """How many multiprocessors a GPU has."""
-    if index is None:
-        return 132
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _grid(view: View, tile: dict[str, Any]) -> tuple[int]:
+    """A program a block."""
+    B, P, C, R = view
+    sizes = (P, tile["PS"]), (C, tile["CS"]), (R, tile["RS"])
+    return (B * prod(triton.cdiv(length, step) for length, step in sizes),)
 
 
-def _has_room(x: Tensor, tile: dict[str, Any]) -> bool:
-    """Whether the next block of x and dy can wait in shared memory."""
-    size = tile["ROWS"] * tile["AS"] * tile["SS"] * x.element_size()
-    return 2 * size + 4096 <= _shared_memory(x.device.index)
-
-
-@cache
-def _shared_memory(index: int | None) -> int:
-    """How many bytes of it a program can have."""
-    if index is None:
-        return 227 * 1024
-    gpu: Any = torch.cuda.get_device_properties(index)
-    return gpu.shared_memory_per_block_optin
+def _parts(
+    view: View, x: Tensor, number: int, tile: dict[str, Any]
+) -> tuple[Tensor, int, tuple[int]]:
+    """Room for `number` sums of every part, the parts K, one program for each."""
+    (blocks,) = _grid(view, tile)
+    columns = view.B * triton.cdiv(view.C, tile["CS"])
+    programs = 8 * _gpu(x.device.index).multi_processor_count
+    K = max(1, min(blocks, programs) // columns)
+    room = x.new_empty((number, view.B, K, view.C), dtype=torch.float32)
+    return room, K, (columns * K,)
 
 
 # The backend --------------------------------------------------------------------------
@@ -430,13 +415,13 @@ def forward(
                 A, centered, channels_last, **tile,
             )  # fmt: skip
             return y, moments
-        view = _View.of(work)
-        tile = view.tile(4096)
-        parts, K, grid = view.parts(x, 3, tile)
+        view = View.of(work)
+        tile = _tile(view, 4096)
+        parts, K, grid = _parts(view, x, 3, tile)
         _moments[grid](x, parts, *view, K, **tile)
         moments = merged(*parts.view(3, view.B, K, G, A))
         mean, scale = of_channels(moments, gamma, eps, view.B, A)
-        _apply[view.grid(tile)](x, y, mean, scale, beta, *view[1:], **tile)
+        _apply[_grid(view, tile)](x, y, mean, scale, beta, *view[1:], **tile)
     return y, moments
 
 
@@ -459,50 +444,35 @@ def backward(
             )  # fmt: skip
             if at_once or not affine:
                 return dx, parts.sum(1)
-            columns = _View(1, N, G * A, 1)
+            columns = View(1, N, G * A, 1)
             rstd = (moments[1] + eps).rsqrt()
             mean = moments[0] if centered else torch.zeros_like(rstd)
             return dx, _sum(dy, x, mean, rstd, columns, A)[:, 0]
-        view = _View.of(work)
+        view = View.of(work)
         mean, scale = of_channels(moments, gamma, eps, view.B, A)
         by = _sum(dy, x, mean, None, view, A)
         slope, shift, sums = of_channels_back(by, moments, gamma, eps, work.set_size)
-        tile = view.tile(4096)
-        _apply_back[view.grid(tile)](
+        tile = _tile(view, 4096)
+        _apply_back[_grid(view, tile)](
             dy, x, dx, mean, scale, slope, shift, *view[1:], **tile
         )
     return dx, sums
 
 
 def _sum(
-    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor | None, view: _View, A: int
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor | None, view: View, A: int
 ) -> Tensor:
     """What `_sums` sums, (2, B, C)."""
-    tile = view.tile(2048)
-    parts, K, grid = view.parts(x, 2, tile)
+    tile = _tile(view, 2048)
+    parts, K, grid = _parts(view, x, 2, tile)
     _sums[grid](dy, x, mean, rstd, parts, *view, A, K, **tile)
     return parts.sum(2)
 
 
 def shipped() -> list[Work]:
     """The widths and maps of common models."""
-    shapes = [Work(16, 1, width, 1) for width in (768, 1024, 2048, 4096, 8192)]
-    for size in (7, 14, 28, 56):
-        for channels_last in (False, True):
-            S = size * size
-            shapes.append(Work(16, 32, 8, S, False, channels_last))
-            shapes.append(Work(16, 256, 1, S, False, channels_last))
-            shapes.append(Work(16, 256, 1, S, True, channels_last))
-    return shapes
-
-
-def compile_ahead() -> None:
-    """Compile what is `shipped`, once and for all."""
-    for work in shipped():
-        for dtype in DTYPES:
-            x = torch.zeros(work.N * work.G * work.A * work.S, device="cuda").to(dtype)
-            gamma = torch.ones(work.G * work.A, device="cuda")
-            for centered in (True, False) if work.S == 1 else (True,):
-                task = Task(work, 1e-5, centered, affine=True)
-                _, moments = forward(x, gamma, gamma if centered else None, task)
-                backward(x, x, gamma, moments, task)
+    works = [Work(16, 1, width, 1) for width in (768, 1024, 2048, 4096, 8192)]
+    for size, channels_last in product((7, 14, 28, 56), (False, True)):
+        maps = Work(16, 256, 1, size * size, False, channels_last)
+        works += [maps._replace(G=32, A=8), maps, maps._replace(batch=True)]
+    return works

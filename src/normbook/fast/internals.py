@@ -1,11 +1,10 @@
-"""Private names of torch and numba, in this one place: any release may drop them.
+"""Private names of torch, in this one place: any release may drop them.
 
 A kernel must step aside where torch does not just compute, and only private names tell
-when. `TORCH` and `NUMBA` list what kernels need. Where the installed release lacks one,
-`MISSING` or an ImportError says which: kernels are off, and all else works.
+when. `TORCH` lists them. Where the installed release lacks one, `MISSING` says which:
+kernels are off, and all else works.
 """
 
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
@@ -20,31 +19,21 @@ TORCH = (
     "torch.Tensor._is_zerotensor",
     "torch.autograd.forward_ad._current_level",
 )
-# What `cpu` asks of numba.
-NUMBA = (
-    "numba.core.cpu.CPUContext.get_dummy_value",
-    "numba.core.cpu.CPUContext.get_value_type",
-    "numba.core.dispatcher.Dispatcher.enable_caching",
-)
 # What only measurements need.
 DISPATCH_MODE = "torch.utils._python_dispatch.TorchDispatchMode"
 DONATED_BUFFER = "torch._functorch.config.donated_buffer"
 
 
 def need(*names: str) -> list[Any]:
-    """What these dotted names of one library stand for.
-
-    ImportError where it is not installed, or names those that its release lacks.
-    """
-    library, values, lacking = import_module(names[0].split(".")[0]), [], []
+    """What these dotted names of torch stand for; ImportError where it lacks some."""
+    values, lacking = [], []
     for name in names:
         try:
             values.append(resolve_name(name))
         except (AttributeError, ImportError):
             lacking.append(name)
     if lacking:
-        release = f"{library.__name__} {library.__version__}"
-        raise ImportError(f"{release} has no {', '.join(lacking)}")
+        raise ImportError(f"torch {torch.__version__} has no {', '.join(lacking)}")
     return values
 
 

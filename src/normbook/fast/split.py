@@ -1,12 +1,34 @@
 """Where statistics come first and a second kernel reads x again, on either device.
 
-Both backends see x there as B samples of C channels, A of them to a set, and keep what
-they know of each in float32 vectors (B, C). Between their kernels a few operations of
-torch on these vectors will do. γ is of any dtype, or None.
+What is known of each sample and channel is kept in float32 vectors (B, C). Between the
+kernels a few operations of torch on these vectors will do. γ is of any dtype, or None.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from normbook.fast import Work
+
+
+class View(NamedTuple):
+    """x as both backends see it here, (B, P, C, R): in the order of memory.
+
+    A set is of one of B samples: all P and R, and A neighbours of its C channels.
+    """
+
+    B: int
+    P: int
+    C: int
+    R: int
+
+    @classmethod
+    def of(cls, work: Work) -> "View":
+        """Batch norm's samples are positions; in channels_last all positions are P."""
+        N, G, A, S, batch, channels_last = work
+        B, P = (1, N) if batch else (N, 1)
+        return cls(B, P * S, G * A, 1) if channels_last else cls(B, P, G * A, S)
 
 
 def merged(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
@@ -33,11 +55,7 @@ def of_channels(
 
 
 def of_channels_back(
-    by: Tensor,
-    moments: Tensor,
-    gamma: Tensor | None,
-    eps: float,
-    m: int,
+    by: Tensor, moments: Tensor, gamma: Tensor | None, eps: float, m: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx = dy·γ·rstd + (x − μ)·slope + shift of every channel; and dγ and dβ, (2, C).
 
