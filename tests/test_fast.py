@@ -471,14 +471,39 @@ def test_a_graph_holds_a_kernel_and_gives_the_same_bits(name, calls):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["LN", "BN"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_graph_takes_batches_of_any_size(name, calls):
+def test_a_graph_takes_batches_of_any_size(name, dtype, calls):
     torch.compiler.reset()
-    layer, x = build(name)
+    layer, x = build(name, dtype=dtype)
     run = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
     for samples in (2, 3, 4):
         assert torch.equal(run(x[:samples]), layer(x[:samples]))
-    assert calls == ["forward"] * 6
+    assert calls == ["forward"] * (6 if dtype is torch.float32 else 0)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["LN", "GN"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_graph_within_a_transform_holds_the_formula(name, calls):
+    """torch.func knows no rule for a kernel's operation."""
+    torch.compiler.reset()
+    layer, x = build(name)
+    gradient = torch.func.grad(lambda x: layer(x).pow(3).sum())
+    got = torch.compile(gradient, backend="aot_eager", fullgraph=True)(x)
+    assert calls == []
+    assert same([got], [gradient(x)])
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch < 2.7")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_has_only_torch_s_operations(strict):
+    layer, x = build("LN")
+    program = torch.export.export(layer, (x,), strict=strict)
+    assert "normbook" not in program.graph_module.code
+    assert same([program.module()(x).detach()], [layer(x).detach()])
 
 
 def test_a_value_changed_before_backward_raises():

@@ -1,9 +1,10 @@
 """fast.cpu: every kernel beside the plain formula in float64."""
 
 from itertools import product
-from threading import get_ident
+from threading import Event, get_ident
 from time import sleep
 from typing import NamedTuple
+from weakref import ref
 
 import layers
 import pytest
@@ -255,6 +256,26 @@ def test_an_error_in_another_thread_is_raised(monkeypatch):
         cpu._run(fail, 100, (torch.empty(10**6),))
 
 
+def test_an_interrupt_frees_nothing_that_another_thread_writes(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    here, alive, done = get_ident(), [], Event()
+
+    def interrupt(*_):
+        if get_ident() == here:
+            raise KeyboardInterrupt
+        sleep(0.05)
+        alive.append(tensor() is not None)
+        done.set()
+
+    x = torch.empty(10**6)
+    tensor = ref(x)
+    with pytest.raises(KeyboardInterrupt):
+        cpu._run(interrupt, 2, (x,))
+    del x
+    assert done.wait(10)
+    assert alive == [True]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -324,6 +345,12 @@ def test_what_32_bits_do_not_count_is_left_to_the_plain_path():
         assert fast.work_of(shape, sets, False) is None
         part = (*shape[:-1], shape[-1] // 4)
         assert fast.work_of(part, METHODS[name].sets(part), False) is not None
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((4, 4), (0,)), ((2, 3, 2, 2), (0, 2, 3))])
+def test_axes_with_the_batch_among_them_have_no_channels(shape, axes):
+    """γ of layer norm has a value for each sample there, where a kernel's has C."""
+    assert fast.work_of(shape, functional.layer_sets(shape, axes)) is None
 
 
 @example("IN", (2, 8, 2), "float32", "own", False, dict.fromkeys(SMALL, 1))

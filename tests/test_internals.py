@@ -124,6 +124,8 @@ def test_with_every_name_kernels_are_on():
     assert fast.why_plain(HERE, torch.float32) is None
     assert "float64" in fast.why_plain(HERE, torch.float64)
     assert "meta" in fast.why_plain(torch.device("meta"), torch.float32)
+    if not torch.cuda.is_available():
+        assert "no GPU" in fast.why_plain(torch.device("cuda"), torch.float32)
 
 
 @pytest.mark.processes

@@ -44,12 +44,12 @@ class Sets(NamedTuple):
     @property
     def size(self) -> int:
         """m = |S|, the number of values in one set."""
-        return prod(self.view[axis] for axis in self.axes)
+        return prod([self.view[axis] for axis in self.axes])
 
     @property
     def number(self) -> int:
         """How many sets there are, each with a mean and a variance of its own."""
-        return prod(n for axis, n in enumerate(self.view) if axis not in self.axes)
+        return prod([n for axis, n in enumerate(self.view) if axis not in self.axes])
 
 
 class Normalized(NamedTuple):

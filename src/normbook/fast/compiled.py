@@ -10,11 +10,21 @@ import torch
 from torch import Tensor
 
 from normbook.fast import Backend, Kernel, Task, Work, _backend, of_parameters
+from normbook.fast.internals import transformed
+
+# torch has it since 2.7.
+exporting: Any = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @torch.compiler.assume_constant_result
 def backend_of(device: torch.device, dtype: torch.dtype) -> Backend | None:
-    """The module of kernels for such tensors: asked once, while a graph is made."""
+    """The module of kernels for such tensors: asked once, while a graph is made.
+
+    None within torch.func, whose transforms the operation has no rule for, and for an
+    exported program, which is to run where this package is not.
+    """
+    if transformed() or exporting():
+        return None
     return _backend(device, dtype)
 
 

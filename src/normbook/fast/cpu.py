@@ -473,7 +473,7 @@ def _run(kernel: Any, parts: int, tensors: tuple[Tensor, ...], *numbers: Any) ->
     pieces = min(parts, PIECES * threads)
     ranges = iter([*pairwise(parts * k // pieces for k in range(pieces + 1))])
 
-    # Each thread holds the tensors, so that an interrupt of this one frees none of them.
+    # Each thread holds the tensors: an interrupt of this one must free none of them.
     def take(_: tuple[Tensor, ...]) -> None:
         for ends in ranges:  # the next of a list is one thread's alone
             kernel(*ends, *to)

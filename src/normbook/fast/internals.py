@@ -39,10 +39,10 @@ def need(*names: str) -> list[Any]:
 
 MISSING: str | None = None  # which of `TORCH` this release lacks, in words
 try:
-    _transforms, _tracing, _modes, is_legacy_batched, is_zero, _ = need(*TORCH)
+    transformed, _tracing, _modes, is_legacy_batched, is_zero, _ = need(*TORCH)
 except ImportError as error:
     MISSING = str(error)
-    _transforms = _tracing = _modes = is_legacy_batched = is_zero = None
+    transformed = _tracing = _modes = is_legacy_batched = is_zero = None
 
 
 def untransformed() -> bool:
@@ -54,7 +54,7 @@ def untransformed() -> bool:
     return not (
         _tracing() is not None
         or _modes()
-        or _transforms()
+        or transformed()
         or forward_ad._current_level >= 0
     )
 
