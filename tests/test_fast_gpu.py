@@ -154,7 +154,7 @@ def test_on_which_gpus_kernels_run(major, compiler, answer, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major)
     )
-    assert gpu.runs(torch.device("cuda", 0), torch.float32) == answer
+    assert gpu.runs(torch.device("cuda", 0)) == answer
 
 
 @pytest.mark.parametrize("name", ["1024", "8192", "16384"])

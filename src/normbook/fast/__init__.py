@@ -87,8 +87,8 @@ class Backend(Protocol):
     DTYPES: tuple[torch.dtype, ...]
     LONGEST_ROW: int  # the most values of a set that are all of different channels
 
-    def runs(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether its kernels work on such tensors, here."""
+    def runs(self, device: torch.device) -> bool:
+        """Whether its kernels work there."""
 
     def forward(
         self, x: Tensor, gamma: Tensor | None, beta: Tensor | None, task: Task
@@ -276,6 +276,6 @@ def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
         kernels = import_module(MODULES[device.type])
     except (ImportError, AttributeError, OSError) as error:  # or lacks its own library
         return str(error)
-    if not kernels.runs(device, dtype):
+    if dtype not in kernels.DTYPES or not kernels.runs(device):
         return f"no kernels for {dtype} run on this {device.type}"
     return None

@@ -28,7 +28,9 @@ def backend_of(device: torch.device, dtype: torch.dtype) -> Backend | None:
     return _backend(device, dtype)
 
 
-SETTINGS = "SymInt[] work, float eps, bool centered, bool affine"
+SETTINGS = "SymInt[] work, float eps, bool centered, bool affine) -> (Tensor, Tensor)"
+FORWARD = f"(Tensor x, Tensor? gamma, Tensor? beta, {SETTINGS}"
+BACKWARD = f"(Tensor dy, Tensor x, Tensor? gamma, Tensor moments, {SETTINGS}"
 
 
 def _kernel(x: Tensor, sizes: list[Any], *rest: Any) -> Kernel:
@@ -38,11 +40,7 @@ def _kernel(x: Tensor, sizes: list[Any], *rest: Any) -> Kernel:
     return Kernel(backend, Task(work, *rest))
 
 
-@torch.library.custom_op(
-    "normbook::forward",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor? gamma, Tensor? beta, {SETTINGS}) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("normbook::forward", mutates_args=(), schema=FORWARD)
 def operation(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
@@ -58,12 +56,7 @@ def _(
     return torch.empty_like(x), x.new_empty(2, Work(*sizes).sets, dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "normbook::backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor? gamma, Tensor moments, "
-    f"{SETTINGS}) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("normbook::backward", mutates_args=(), schema=BACKWARD)
 def operation_back(
     dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
