@@ -25,8 +25,8 @@ what depends on the record is then run again.
 holds the others, each with the reason. test_claims_broken.py holds both to the stored
 notebooks. Fails if a claim is on neither side. Runs on unchanged notebooks and sources
 are kept in _build/mutants, so a run that was stopped goes on where it stood. A fault of
-another meaning needs another name. A full run of the seven notebooks takes about 45
-minutes with one job on a busy machine of two cores (AMD EPYC).
+another meaning needs another name. A notebook takes some five minutes with one
+job on a busy machine of two cores (AMD EPYC).
 """
 
 import argparse
