@@ -112,8 +112,8 @@ def test_padding_moves_no_transformer(kind):
     assert moved.abs().max() < 1e-6
 
 
-def test_a_transformer_has_no_third_place_for_its_norms():
-    with pytest.raises(ValueError, match="pre or post; got 'middle'"):
+def test_a_transformer_has_no_other_place_for_its_norms():
+    with pytest.raises(ValueError, match="sandwich, output, deepnorm; got 'middle'"):
         sequences.Transformer((0,), "LN", "middle")
 
 

@@ -53,7 +53,7 @@ def test_layers_are_the_books_or_torchs_own():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    known = "none, noisy BN, DyT, BN, LN, IN, GN, RMSNorm"
+    known = "none, noisy BN, DyT, Derf, BN, LN, IN, GN, RMSNorm"
     with pytest.raises(InputError, match=f"one of {known}; got 'XN'"):
         norm("XN", 1, 8)
 

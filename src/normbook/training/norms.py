@@ -144,12 +144,14 @@ class PositionRMSNorm(nn.Module):
 class DynamicTanh(nn.Module):
     """γ tanh(α x) + β, with one α a network: (N, S·C, ...) → (N, S·C, ...).
 
-    Source: Zhu et al. 2025.
+    Source: Zhu et al. 2025. With `erf` it is Derf, γ erf(α x + s) + β, with one s a
+    network that starts at 0 (Chen et al. 2025).
     """
 
-    def __init__(self, copies: int, channels: int):
+    def __init__(self, copies: int, channels: int, *, erf: bool = False):
         super().__init__()
         self.alpha = nn.Parameter(torch.full((copies, 1), 0.5))
+        self.shift = nn.Parameter(torch.zeros(copies, 1)) if erf else None
         self.weight = nn.Parameter(torch.ones(copies, channels))
         self.bias = nn.Parameter(torch.zeros(copies, channels))
 
@@ -160,7 +162,11 @@ class DynamicTanh(nn.Module):
             for value in (self.alpha, self.weight, self.bias)
         )
         x = x.unflatten(1, self.weight.shape)
-        return (gamma * torch.tanh(alpha * x) + beta).flatten(1, 2)
+        if self.shift is None:
+            curve = torch.tanh(alpha * x)
+        else:
+            curve = torch.erf(alpha * x + self.shift.view(-1, 1, *positions))
+        return (gamma * curve + beta).flatten(1, 2)
 
 
 def norm(
@@ -174,9 +180,10 @@ def norm(
 ) -> nn.Module:
     """The normalization of `copies` networks with `channels` channels each.
 
-    `kind` is the key of a method of `METHODS`, none, noisy BN or DyT. LN is over all of
-    a copy's channels and positions, as in Wu & He's figure; RMSNorm, and any method of
-    the last axis that is new to this module, is over the channels of a position.
+    `kind` is the key of a method of `METHODS`, none, noisy BN, DyT or Derf. LN is over
+    all of a copy's channels and positions, as in Wu & He's figure; RMSNorm, and any
+    method of the last axis that is new to this module, is over the channels of a
+    position.
 
     `each`, for BN, is the size of the sub-batches that share statistics; by default
     they are those of the whole batch. `groups`, for methods with groups, is their
@@ -192,6 +199,7 @@ def norm(
         "none": nn.Identity,
         "noisy BN": lambda: nn.Sequential(nb.BatchNorm(width), Noise()),
         "DyT": lambda: DynamicTanh(copies, channels),
+        "Derf": lambda: DynamicTanh(copies, channels, erf=True),
         "BN": lambda: WorkerBatchNorm(width, each) if each else nb.BatchNorm(width),
         "LN": lambda: methods["GN"](width, copies),
         "IN": lambda: methods["IN"](width, groups),

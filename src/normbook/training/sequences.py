@@ -22,6 +22,9 @@ from normbook.training.stacked import Linear, Seeds
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 GATES = {"RNN": 1, "LSTM": 4}
+# Where a norm may stand, f a branch and h the stream: h + f(norm(h)), norm(h + f(h)),
+# h + norm(f(norm(h))), h + norm(f(h)), norm(α h + f(h)).
+PLACES = ("pre", "post", "sandwich", "output", "deepnorm")
 # What a net reads (N, S, T), what it is to say, and where that counts.
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -142,10 +145,17 @@ class Recurrent(nn.Module):
 class Transformer(nn.Module):
     """Causal transformers, one a seed: (N, S, T) letters to (N, S, T, 27) logits.
 
-    The decoder of chapter 3. `place` is pre (the norm stands in the branch, and once
-    more before the head) or post (after each sum). Initial weights are Gaussian after
-    Glorot, as in Xiong et al. 2020; four heads, hidden layers of 4 × `width`. Batch
-    norm takes its statistics from all living letters.
+    The decoder of chapters 3 and 8. `place`, one of `PLACES`: pre (the norm stands in
+    the branch, Xiong et al. 2020), post (after each sum), sandwich (before and after
+    the branch, inside the sum, Kim et al. 2025), output (only after it, as in OLMo 2),
+    deepnorm (post, with h times α = (2L)^¼ and the maps of values and of the hidden
+    layer initialized smaller by (8L)^-¼, L blocks, Wang et al. 2022). Where nothing
+    normalizes the sums, one more norm stands before the head. `qk_norm` puts an RMSNorm
+    with a scale for each channel of a head on queries and on keys.
+
+    Initial weights are Gaussian after Glorot, as in Xiong et al. 2020; four heads,
+    hidden layers of 4 × `width`. Batch norm takes its statistics from all living
+    letters.
     """
 
     def __init__(
@@ -154,24 +164,31 @@ class Transformer(nn.Module):
         kind: str = "LN",
         place: str = "pre",
         *,
+        qk_norm: bool = False,
         depth: int = 8,
         width: int = 32,
         length: int = 11,
     ):
         super().__init__()
-        if place not in ("pre", "post"):
-            raise InputError(f"place must be pre or post; got {place!r}.")
+        if place not in PLACES:
+            raise InputError(
+                f"place must be one of {', '.join(PLACES)}; got {place!r}."
+            )
         copies = len(seeds)
         self.copies, self.width = copies, width
         self.embed = nn.Parameter(torch.empty(copies, LETTERS, width))
         self.place = nn.Parameter(torch.empty(copies, length, width))
+        skip = (2 * depth) ** 0.25 if place == "deepnorm" else 1.0
         self.blocks = nn.ModuleList(
-            Block(copies, width, kind, place) for _ in range(depth)
+            Block(copies, width, kind, place, qk_norm=qk_norm, skip=skip)
+            for _ in range(depth)
         )
-        last = kind if place == "pre" else "none"
+        last = "none" if place in ("post", "deepnorm") else kind
         self.last_norm = StepNorm(last, copies, width, steps=1, gamma=1.0)
         self.head = Linear(copies, width, LETTERS)
         self._initialize(seeds)
+        if place == "deepnorm":
+            self._shrink_branches((8 * depth) ** -0.25)
 
     @torch.no_grad()
     def _initialize(self, seeds: Seeds) -> None:
@@ -189,6 +206,14 @@ class Transformer(nn.Module):
                     std = 1 / math.sqrt(inputs)
                 layer.weight[copy].normal_(0, std, generator=g)
 
+    @torch.no_grad()
+    def _shrink_branches(self, factor: float) -> None:
+        """DeepNorm's initialization: all maps of a branch but queries and keys."""
+        for block in self.blocks:
+            for layer in (block.out, block.hidden, block.back):
+                layer.weight *= factor
+            block.qkv.weight[..., 2 * self.width :] *= factor
+
     def forward(self, x: Tensor, live: Tensor) -> Tensor:
         samples, copies, steps = x.shape
         copy = torch.arange(copies)[:, None]
@@ -203,16 +228,36 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer, each with a sum and a norm.
+    """Attention and a hidden layer, each with a sum and norms where `place` says.
 
-    From (N·T, S·C) features, (N·T, S) which of them live, and N.
+    From (N·T, S·C) features, (N·T, S) which of them live, and N. `skip` multiplies the
+    stream of deepnorm.
     """
 
-    def __init__(self, copies: int, width: int, kind: str, place: str, heads: int = 4):
+    def __init__(
+        self,
+        copies: int,
+        width: int,
+        kind: str,
+        place: str,
+        heads: int = 4,
+        *,
+        qk_norm: bool = False,
+        skip: float = 1.0,
+    ):
         super().__init__()
-        self.copies, self.heads, self.place = copies, heads, place
-        self.norms = nn.ModuleList(
-            StepNorm(kind, copies, width, steps=1, gamma=1.0) for _ in range(2)
+        self.copies, self.heads, self.place, self.skip = copies, heads, place, skip
+
+        def norms(kind: str) -> nn.ModuleList:
+            return nn.ModuleList(
+                StepNorm(kind, copies, width, steps=1, gamma=1.0) for _ in range(2)
+            )
+
+        self.norms = norms("none" if place == "output" else kind)
+        self.output_norms = norms(kind if place in ("sandwich", "output") else "none")
+        self.qk_norms = nn.ModuleList(
+            norm("RMSNorm" if qk_norm else "none", copies, width // heads)
+            for _ in range(2)
         )
         self.qkv = Linear(copies, width, 3 * width, bias=False)
         self.out = Linear(copies, width, width, bias=False)
@@ -221,21 +266,33 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, live: Tensor, samples: int) -> Tensor:
         branches = (lambda x: self.attend(x, samples), self.feed)
-        for branch, normalize in zip(branches, self.norms, strict=True):
-            if self.place == "pre":
-                h = h + branch(normalize(h, 0, live))
+        for branch, before, after in zip(
+            branches, self.norms, self.output_norms, strict=True
+        ):
+            if self.place in ("post", "deepnorm"):
+                h = before(self.skip * h + branch(h), 0, live)
             else:
-                h = normalize(h + branch(h), 0, live)
+                h = h + after(branch(before(h, 0, live)), 0, live)
         return h
 
     def attend(self, x: Tensor, samples: int) -> Tensor:
-        split = (samples, -1, self.copies, 3, self.heads)
-        qkv = self.qkv(x).view(*split[:1], len(x) // samples, *split[2:], -1)
-        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)
-        q, k, v = (z.flatten(0, 1) for z in (q, k, v))
+        q, k, v = (z.flatten(0, 1) for z in self.heads_of(self.qkv(x), samples))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         mixed = mixed.unflatten(0, (samples, self.copies)).permute(0, 3, 1, 2, 4)
         return self.out(mixed.flatten(2).flatten(0, 1))
+
+    def heads_of(self, qkv: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by head, normalized where they are: (N, S, H, T, D).
+
+        From what `qkv` puts out, (N·T, S·3·H·D).
+        """
+        split = (samples, len(qkv) // samples, self.copies, 3, self.heads, -1)
+        q, k, v = qkv.view(split).permute(3, 0, 2, 5, 4, 1)  # (N, S, D, H, T) each
+        q, k = (
+            normalize(z.flatten(1, 2)).unflatten(1, (self.copies, -1))
+            for normalize, z in zip(self.qk_norms, (q, k), strict=True)
+        )
+        return q.movedim(2, -1), k.movedim(2, -1), v.movedim(2, -1)
 
     def feed(self, x: Tensor) -> Tensor:
         return self.back(F.relu(self.hidden(x)))
