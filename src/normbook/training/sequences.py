@@ -209,10 +209,11 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def _shrink_branches(self, factor: float) -> None:
         """DeepNorm's initialization: all maps of a branch but queries and keys."""
-        for block in self.blocks:
-            for layer in (block.out, block.hidden, block.back):
-                layer.weight *= factor
-            block.qkv.weight[..., 2 * self.width :] *= factor
+        for block in self.modules():
+            if isinstance(block, Block):
+                for layer in (block.out, block.hidden, block.back):
+                    layer.weight.mul_(factor)
+                block.qkv.weight[..., 2 * self.width :] *= factor
 
     def forward(self, x: Tensor, live: Tensor) -> Tensor:
         samples, copies, steps = x.shape
