@@ -70,6 +70,21 @@ def test_dynamic_tanh_is_its_formula(rest):
     assert torch.allclose(layer(x), torch.cat(want, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("rest", [(), (3, 2)])
+def test_derf_is_its_formula(rest):
+    x = some(5, 12, *rest)
+    layer = norm("Derf", 3, 4)
+    layer.alpha.data = torch.tensor([[0.5], [1.0], [2.0]])
+    layer.shift.data = torch.tensor([[0.0], [-1.0], [0.5]])
+    want = [
+        torch.erf(alpha * part + shift)
+        for alpha, shift, part in zip(
+            (0.5, 1.0, 2.0), (0.0, -1.0, 0.5), x.chunk(3, 1), strict=True
+        )
+    ]
+    assert torch.allclose(layer(x), torch.cat(want, 1), atol=1e-6)
+
+
 def test_noise_follows_batch_norm():
     x = some(8, 12)
     plain, noisy = norm("BN", 3, 4), norm("noisy BN", 3, 4)

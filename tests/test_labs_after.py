@@ -1,16 +1,20 @@
-"""Where the norms of a transformer stand, against its equations and torch's layers."""
+"""Chapter 8's nets are their equations, and every experiment gives its record."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shape
 from torch import Tensor
 
 from normbook import data
+from normbook.functional import InputError
 from normbook.labs import after
-from normbook.training import sequences
+from normbook.training import records, sequences
 from normbook.training.sequences import PLACES, Transformer
+
+pytestmark = pytest.mark.slow
 
 NAMES = data.names().train[:6]
 
@@ -131,3 +135,95 @@ def test_stacked_transformers_are_as_each_alone(place: str) -> None:
         alone = Transformer((seed,), **settings).double()
         logits = alone(x[:, :1], live[:, :1])
         assert torch.allclose(logits[:, 0], together[:, copy], atol=1e-9)
+
+
+def test_a_decoder_gives_its_curve_and_what_is_inside() -> None:
+    settings = {"depth": 2, "width": 8, "names": 8, "steps": 4, "every": 2}
+    run = after.decoder("sandwich", qk_norm=True, rate=0.01, seeds=(0, 1), **settings)
+    assert run["steps"] == [0, 2, 4]
+    assert shape(run["validation"]) == (3, 2)
+    assert max(run["validation"][2]) < min(run["validation"][0])
+    assert shape(run["stream"]) == (2, 2)
+    assert shape(run["test"]) == shape(run["logit"]) == (2,)
+
+
+# --------------------------------------------------------------- denoisers
+
+
+@pytest.mark.parametrize("way", after.WAYS)
+def test_an_adaptive_block_is_its_equation(way: str) -> None:
+    torch.manual_seed(0)
+    block = after.AdaptiveBlock(8, way)
+    for p in block.parameters():
+        p.data += torch.randn_like(p) / 4
+    h, c = torch.randn(2, 5, 8)
+    y, gate = F.layer_norm(h, (8,)), torch.ones(5, 8)
+    if way.startswith("added"):
+        y = y * block.norm.weight + block.norm.bias
+    else:
+        parts = block.from_condition(c).split(8, -1)
+        y = y * (1 + parts[0]) + parts[1]
+        gate = parts[2] if way == "adaLN-Zero" else gate
+    want = h + gate * block.back(F.relu(block.hidden(y)))
+    assert torch.allclose(block(h, c), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", after.WAYS)
+def test_blocks_that_start_at_zero_are_the_identity(way: str) -> None:
+    block = after.AdaptiveBlock(8, way)
+    h, c = torch.randn(2, 5, 8)
+    assert torch.equal(block(h, c), h) == way.endswith(("zero", "Zero"))
+
+
+@pytest.mark.parametrize("way", after.WAYS)
+def test_a_denoiser_hears_its_condition(way: str) -> None:
+    net, _ = after.denoiser(way, steps=3, depth=2, width=8, batch=8)
+    x, t = torch.randn(5, 64), torch.full((5,), 0.5)
+    y = torch.arange(5)
+    assert not torch.equal(net(x, t, y), net(x, t, y + 1))
+    assert not torch.equal(net(x, t, y), net(x, t / 2, y))
+
+
+def test_samples_follow_the_field_back_to_the_digits() -> None:
+    class Straight(after.Denoiser):
+        """The field that leads every noise to a picture of its class's number."""
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return (x - y[:, None]) / t[:, None]
+
+    x, y = Straight("added", depth=1, width=8).samples(each=2)
+    assert y.tolist() == [*range(10)] * 2
+    assert torch.allclose(x, y[:, None].expand(20, 64).float(), atol=1e-5)
+
+
+def test_denoisers_give_a_curve_a_rate_and_a_seed() -> None:
+    small = {"depth": 1, "width": 8, "steps": 10, "every": 5, "batch": 16}
+    run = after.denoisers("adaLN", rates=(1e-5, 0.01), seeds=(0, 1, 2), **small)
+    curves = torch.tensor(run["validation"])
+    assert curves.shape == (2, 3, 3)
+    assert torch.equal(curves[0, 0], curves[1, 0])
+    assert (curves[1, -1] < curves[0, -1]).all()
+    assert shape(run["right"]) == (2, 3)
+
+
+def test_there_is_no_fifth_way() -> None:
+    with pytest.raises(InputError, match="adaLN; adaLN-Zero. Got 'concatenated'"):
+        after.Denoiser("concatenated")
+
+
+# ------------------------------------------------------------------- record
+
+
+def test_the_record_holds_every_long_run() -> None:
+    record = records.read_record("after")
+    assert record["command"] == "python -m normbook.labs.after"
+    assert record["threads"] == 1
+    assert set(record["results"]) == set(after.long_runs())
+    assert set(record["seconds"]) == set(record["results"])
+
+
+def test_no_recorded_decoder_is_worse_than_guessing() -> None:
+    results = records.read_record("after")["results"]
+    nets = [*results["two_medicines"].values(), *results["places"].values()]
+    for run in (run for by_rate in nets for run in by_rate):
+        assert all(2 < loss < math.log2(27) for loss in run["test"])
