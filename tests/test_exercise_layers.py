@@ -15,6 +15,7 @@ from normbook.exercises.layers import (
     GroupNorm,
     InstanceNorm,
     LayerNorm,
+    QKNorm,
     RMSNorm,
     TorchBatchNorm,
 )
@@ -25,6 +26,7 @@ OWN = {
     "batch-norm-class": BatchNorm,
     "layer-norm-class": LayerNorm,
     "rms-norm-class": RMSNorm,
+    "qk-norm-class": QKNorm,
     "instance-norm-class": InstanceNorm,
     "group-norm-class": GroupNorm,
 }
@@ -76,7 +78,9 @@ def test_another_eps_by_default_is_named(name, eps, verdict):
     assert "ε" in verdict(name, Other)
 
 
-@pytest.mark.parametrize("name", [name for name in EXERCISES if "rms" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in EXERCISES if "rms" not in name and "qk" not in name]
+)
 def test_a_variance_that_cancels_is_named(name, verdict):
     class MeanOfSquares(OWN[name]):
         def moments(self, view):

@@ -18,6 +18,7 @@ CHAPTERS = (
     "group_norm",
     "comparison",
     "fast",
+    "after",
 )
 EXERCISES: dict[str, Exercise] = {
     name: exercise

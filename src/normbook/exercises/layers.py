@@ -234,6 +234,30 @@ class RMSNorm(LayerNorm):
         return self.weight * x_hat
 
 
+class QKNorm(RMSNorm):
+    """Sets along the features of a head, one γ for all heads."""
+
+    def __init__(self, heads: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels // heads, eps)
+        self.heads = heads
+
+    def view(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(self.standardize(self.view(x))).reshape(x.shape)
+
+
+class EveryHeadQKNorm(QKNorm):
+    """Gone wrong: a head takes every `heads`-th channel."""
+
+    def view(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.heads)).mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(self.standardize(self.view(x))).mT.reshape(x.shape)
+
+
 class InstanceNorm(Standardized):
     """Sets along the positions."""
 
@@ -485,6 +509,17 @@ class TorchRMSNorm(nn.RMSNorm):
         super().__init__(channels, eps)
 
 
+class TorchQKNorm(nn.RMSNorm):
+    """torch.nn's RMSNorm of each head by itself."""
+
+    def __init__(self, heads: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels // heads, eps)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unflatten(-1, (self.heads, -1))).flatten(-2)
+
+
 def _layer(
     solution: type[nn.Module],
     mistakes: dict[str, type],
@@ -539,6 +574,36 @@ EXERCISES = {
         (4,),
         (2, 3, 4),
         (3, 2, 5, 4),
+    ),
+    "qk-norm-class": _layer(
+        TorchQKNorm,
+        _slips(QKNorm, "mean(q²)", "weight·x̂")
+        | {
+            "you centered: QK-norm subtracts no mean": _gone_wrong(
+                QKNorm, moments=LayerNorm.moments
+            ),
+            "all heads share your mean square: each head has its own": _over(
+                QKNorm, lambda view: (-2, -1)
+            ),
+            "you averaged over the heads: a set is the features of one head": _over(
+                QKNorm, lambda view: (-2,)
+            ),
+            "you divided by the length: an RMSNorm takes the mean of the squares": (
+                _gone_wrong(
+                    QKNorm,
+                    moments=lambda self, view: (
+                        torch.zeros_like(view[..., :1]),
+                        (view**2).sum(-1, keepdim=True),
+                    ),
+                )
+            ),
+            "your heads take every H-th feature: a head is d neighbours": (
+                EveryHeadQKNorm
+            ),
+        },
+        (2, 6),
+        (2, 3, 6),
+        (3, 4, 6),
     ),
     "instance-norm-class": _layer(
         TorchInstanceNorm,
