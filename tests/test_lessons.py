@@ -32,6 +32,12 @@ def decoders() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def places() -> dict[str, Any]:
+    """What chapter 8 defines: its data, its decoder and its loss."""
+    return defined("08_after", "setup", "data", "places", "block", "net", "loop")
+
+
+@pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """What chapter 2 defines: its data, its net, its loop and its layer."""
     return defined("02_batch_norm", "setup", "data", "net", "layer")
@@ -142,9 +148,11 @@ def test_the_painter_of_the_lesson_is_the_labs_without_residual_blocks(
             optimizer.step()
 
 
-def stacked_decoder(net: nn.Module, kind: str, place: str) -> Transformer:
+def stacked_decoder(
+    net: nn.Module, kind: str, place: str, **options: Any
+) -> Transformer:
     """The lab's decoder, one copy, with the weights of the lesson's."""
-    one = Transformer([0], kind, place)
+    one = Transformer([0], kind, place, **options)
     theirs = {name: p.data.clone() for name, p in net.named_parameters()}
     theirs |= {"embed": theirs["letter.weight"], "place": theirs["position"]}
     for at in range(len(one.blocks)):  # three maps side by side in a stack
@@ -172,14 +180,27 @@ def stacked_decoder(net: nn.Module, kind: str, place: str) -> Transformer:
 def test_the_decoder_of_the_lesson_is_that_of_the_lab(
     decoders: dict[str, Any], kind: str, norm: str, place: str
 ) -> None:
-    """The same losses before and after the same steps, from the same weights."""
     net = decoders["Decoder"](norm=eval(norm, decoders), place=place).cpu()
-    one = stacked_decoder(net, kind, place)
+    decoders_alike(decoders, net, stacked_decoder(net, kind, place))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("place", ["pre", "post", "sandwich", "output", "deepnorm"])
+def test_the_decoder_of_chapter_8_is_that_of_its_lab(
+    places: dict[str, Any], place: str, qk_norm: bool
+) -> None:
+    net = places["Decoder"](place, qk_norm).cpu()
+    one = stacked_decoder(net, "RMSNorm", place, qk_norm=qk_norm, depth=4)
+    decoders_alike(places, net, one)
+
+
+def decoders_alike(lesson: dict[str, Any], net: nn.Module, one: Transformer) -> None:
+    """The same losses before and after the same steps, from the same weights."""
     optimizer = torch.optim.Adam(net.parameters(), lr=0.003)
     ours = Adam(one.parameters(), [0.003])
-    names = decoders["train_names"][:32].cpu()
+    names = lesson["train_names"][:32].cpu()
     for _ in range(2):
-        loss = decoders["bits"](net, names)
+        loss = lesson["bits"](net, names)
         following = nn.functional.pad(names[:, 1:], (0, 1))
         x, y = names[:, None], following[:, None]
         (stack_loss,) = bits(one(x, x > 0), y, x > 0)
