@@ -333,10 +333,15 @@ def long_runs() -> dict[str, Callable[[], Record]]:
             for kind in ("LN", "DyT", "Derf")
         }
 
+    def by_heart() -> Record:
+        run = partial(decoder, rate=0.003, depth=8, width=32, steps=100, every=10)
+        return {kind: run(kind=kind, names=128) for kind in ("LN", "DyT", "Derf")}
+
     return {
         "two_medicines": by_rate(MEDICINES, 0.002, 0.02, 0.05),
         "places": by_rate(OTHER_PLACES, 0.002, 0.02),
         "without_statistics": without_statistics,
+        "by_heart": by_heart,
         "denoisers": lambda: {way: denoisers(way) for way in WAYS},
     }
 
