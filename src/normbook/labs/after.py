@@ -8,7 +8,6 @@ their losses are in bits a letter, of test names; denoisers of digits stand here
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from normbook import data
 from normbook.functional import InputError
-from normbook.training.records import run_and_record
+from normbook.labs import record_long_runs
 from normbook.training.sequences import (
     Batch,
     Block,
@@ -347,6 +346,4 @@ def long_runs() -> dict[str, Callable[[], Record]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = "python -m normbook.labs.after"
-    run_and_record("after", long_runs(), command, only=sys.argv[1:])
+    record_long_runs("after")
