@@ -579,3 +579,12 @@ def test_the_default_eps_of_rms_norm_is_that_of_the_type_it_sums_in(dtype):
     own = torch.nn.RMSNorm(8, eps=torch.finfo(x.dtype).eps, dtype=x.dtype)
     first = torch.equal(native(x), own(x))  # torch 2.6 took the ε of 16 bits
     assert first or error(ours(x), native(x)) < 1e-2
+
+
+def test_gradients_that_add_up_leave_dy_alone():
+    """Of one token dβ is dy, and a second backward adds to what is there, in place."""
+    layer, dy = nb.LayerNorm(3).double(), torch.ones(1, 3, dtype=torch.float64)
+    for _ in range(2):
+        layer(torch.arange(3.0, dtype=torch.float64)[None]).backward(dy)
+    assert torch.equal(dy, torch.ones_like(dy))
+    assert torch.equal(layer.bias.grad, torch.full((3,), 2.0, dtype=torch.float64))

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
@@ -24,6 +25,7 @@ from normbook.fast import Kernel
 from normbook.fast.internals import direct_apply
 from normbook.functional import InputError, Normalized, Sets
 from normbook.moments import Moments, standardize
+from normbook.workers import Workers
 
 
 class Standardize(torch.autograd.Function):
@@ -65,6 +67,52 @@ class Standardize(torch.autograd.Function):
         return dx, None, None, None, None
 
 
+class StandardizeTogether(torch.autograd.Function):
+    """`Standardize` where sets are spread over workers: x_hat, rstd, count, mean, m2.
+
+    One exchange forward, of a mean and an m2 a channel, and one backward, of two sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        axes: Axes,
+        eps: float,
+        where: Tensor | None,
+        workers: Workers,
+    ) -> tuple[Tensor, ...]:
+        here = Moments.of(x, Set(axes, where))
+        if where is not None:  # a part may have no real position
+            mean = torch.where(here.count > 0, here.mean, 0.0)
+            here = Moments(here.count, mean, here.m2)
+        elif not x.numel():
+            here = Moments(0, here.mean, here.m2)
+        moments = workers.merge(here)
+        S = Set(axes, where, workers)
+        deviation = core.center(x, S, moments.mean)
+        x_hat, rstd = core.rescale(deviation, S, eps, moments.var())
+        ctx.axes, ctx.workers = axes, workers
+        ctx.save_for_backward(x_hat, rstd, moments.count, where)
+        ctx.mark_non_differentiable(*moments)
+        ctx.set_materialize_grads(False)
+        return x_hat, rstd, *moments
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, d_rstd: Any, *_: Any) -> tuple[Any, ...]:
+        y, rstd, count, where = ctx.saved_tensors
+        S, dx = Set(ctx.axes, where), None
+        if dy is not None:
+            dy = core.only(dy, S)
+            sums = torch.stack([core.total(dy, S), core.total(dy * y, S)])
+            of_dy, of_product = ctx.workers(sums) / count
+            dx = core.only(dy - of_dy - y * of_product, S) * rstd
+        if d_rstd is not None:  # rstd is everyone's, and so is its gradient
+            through_rstd = y * rstd * rstd * ctx.workers(d_rstd) / -count
+            dx = through_rstd if dx is None else dx + through_rstd
+        return dx, None, None, None, None
+
+
 class Affine(torch.autograd.Function):
     """`core.affine` with its VJP."""
 
@@ -80,7 +128,10 @@ class Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return core.affine_vjp(dy, *ctx.saved_tensors)
+        d_x_hat, d_gamma, d_beta = core.affine_vjp(dy, *ctx.saved_tensors)
+        if d_beta is dy:  # of one sample: gradients add up in place, dy is the caller's
+            d_beta = dy.clone()
+        return d_x_hat, d_gamma, d_beta
 
 
 def plain(
@@ -91,11 +142,17 @@ def plain(
     eps: float,
     where: Tensor | None = None,
     centered: bool = True,
+    workers: Workers | None = None,
 ) -> Normalized:
     """`functional.normalize` on the differentiable primitives."""
 
     # Any: torch.compile of torch 2.6 cannot trace a type like tuple[...] in here.
     def standardize(x: Tensor, S: Set, eps: float, centered: bool) -> Any:
+        if workers is not None:
+            x_hat, rstd, *moments = StandardizeTogether.apply(
+                x, S.axes, eps, S.where, workers
+            )
+            return x_hat, rstd, Moments(*moments)
         settings = S.axes, eps, S.where, centered
         x_hat, rstd, m2, *mean = Standardize.apply(x, *settings)
         return x_hat, rstd, Moments(core.count(x, S), mean[0] if centered else 0.0, m2)
@@ -210,6 +267,7 @@ def normalize(
     where: Tensor | None = None,
     centered: bool = True,
     running: Running | None = None,
+    workers: Workers | None = None,
 ) -> Tensor:
     """y, by a kernel or by `plain`; running statistics move towards this batch's.
 
@@ -220,10 +278,10 @@ def normalize(
     if running is not None:
         _need_one_a_channel(x, running)
     kernel = None
-    if where is None:
+    if where is None and workers is None:
         kernel = fast.kernel_for(x, sets, gamma, beta, eps, centered)
     if kernel is None:
-        y, moments = plain(x, sets, gamma, beta, eps, where, centered)
+        y, moments = plain(x, sets, gamma, beta, eps, where, centered, workers)
     else:
         if is_dynamo_compiling():
             y, of_sets = _in_graph(x, gamma, beta, kernel)
@@ -233,7 +291,7 @@ def normalize(
             y, of_sets = kernel.backend.forward(x, gamma, beta, kernel.task)
         if running is not None:
             moments = kernel.moments(of_sets.detach())
-    if running is not None and x.numel():
+    if running is not None and (x.numel() or workers is not None):
         running.track(moments.mean, moments.var(correction=1))
     return y
 
@@ -246,7 +304,10 @@ class BatchNorm(nn.BatchNorm1d):
         _need_channels(self, self.num_features, x, 2)
         if not self.training and self.running_mean is not None:
             return _evaluate(self, x, where)
+        workers = self._workers(x)
         sets = _sets(functional.batch_sets, x)
+        if workers is not None:  # how many values a set has is known after they met
+            sets = sets._replace(least=0)
         running = None
         if self.training and self.running_mean is not None:
             momentum: Any = self.momentum
@@ -255,10 +316,63 @@ class BatchNorm(nn.BatchNorm1d):
                     self.running_mean.dtype
                 )
             running = Running(self.running_mean, self.running_var, momentum)
-        y = normalize(x, sets, self.weight, self.bias, self.eps, where, running=running)
+        y = normalize(
+            x, sets, self.weight, self.bias, self.eps, where, True, running, workers
+        )
         if running is not None:
             self.num_batches_tracked.add_(1)
         return y
+
+    def _workers(self, x: Tensor) -> Workers | None:
+        """Who else has a part of the batch."""
+        return None
+
+
+class SyncBatchNorm(BatchNorm):
+    """`torch.nn.SyncBatchNorm`, on a CPU too. x: (N, C) or (N, C, ...).
+
+    In training, each channel is standardized over the parts of all processes of
+    `process_group`, of any sizes; without an initialized group it is batch norm. It is
+    no subclass of torch's, which DistributedDataParallel refuses on a CPU.
+    Raises InputError where processes differ in channels, number of axes or dtype, and
+    RuntimeError where one of them does not come.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        **more: Any,
+    ) -> None:
+        options = momentum, affine, track_running_stats, device, dtype
+        super().__init__(num_features, eps, *options, **more)
+        self.process_group = process_group
+
+    def _workers(self, x: Tensor) -> Workers | None:
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return None
+        group = self.process_group or dist.group.WORLD
+        if dist.get_world_size(group) < 2:
+            return None
+        return Workers(group, x.shape, x.dtype)
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: nn.Module, process_group: Any = None
+    ) -> nn.Module:
+        """The module with each batch norm, torch's or ours, as this layer."""
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        converted = convert(module, process_group)
+        for layer in converted.modules():
+            if type(layer) is nn.SyncBatchNorm:
+                layer.__class__ = cls  # type: ignore[assignment]
+        return converted
 
 
 class InstanceNorm(nn.InstanceNorm1d):
