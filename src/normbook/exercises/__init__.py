@@ -19,6 +19,7 @@ CHAPTERS = (
     "comparison",
     "fast",
     "after",
+    "machines",
 )
 EXERCISES: dict[str, Exercise] = {
     name: exercise
