@@ -53,14 +53,17 @@ def merged(ax: Axes, splits: Mapping[str, Sequence[Any]]) -> Axes:
     return ax
 
 
-def against(ax: Axes, want: Any, got: Any, ends: Sequence[int]) -> Axes:
-    """Draw one array over another that it should equal, in parts of the processes."""
-    low, high = float(min(want)), float(max(want))
-    ax.plot([low, high], [low, high], color=GREY, lw=0.8)
-    parts = zip(np.split(want, ends), np.split(got, ends), PROCESSES, strict=True)
-    for here, there, (marker, line, inside) in parts:
-        ax.plot(here, there, marker, ms=3.5, color=line, mfc=inside, mew=0.8)
-    ax.set_xlabel("dx, joined batch")
+def differences(ax: Axes, values: Any, first: int) -> Axes:
+    """Draw the numbers of each image, (images, numbers), above its place.
+
+    The first so many images are process 0's, the others process 1's.
+    """
+    places = np.repeat(np.arange(len(values)), len(values[0])).reshape(values.shape)
+    halves = slice(None, first), slice(first, None)
+    for half, (marker, line, inside) in zip(halves, PROCESSES, strict=True):
+        x, y = places[half].ravel(), values[half].ravel()
+        ax.plot(x, y, marker, ms=3.5, color=line, mfc=inside, mew=0.8)
+    ax.set_xlabel("image")
     return ax
 
 
