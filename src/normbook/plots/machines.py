@@ -63,7 +63,7 @@ def differences(ax: Axes, values: Any, first: int) -> Axes:
     for half, (marker, line, inside) in zip(halves, PROCESSES, strict=True):
         x, y = places[half].ravel(), values[half].ravel()
         ax.plot(x, y, marker, ms=3.5, color=line, mfc=inside, mew=0.8)
-    ax.set_xlabel("image")
+    ax.set(xlabel="image", xticks=range(0, len(values), 5))
     return ax
 
 
