@@ -15,7 +15,7 @@ from normbook import functional, nn
 from normbook.labs import across_machines
 from normbook.workers import ROOM, Workers
 
-PROCESSES, PATIENCE = 4, 3  # seconds of the group whose processes come late
+PROCESSES, PATIENCE = 4, 2  # seconds of the group whose processes come late
 SETTINGS = {
     "as it comes": {},
     "momentum None": {"momentum": None},
@@ -213,7 +213,7 @@ def timed(run):
 def late(impatient):
     layer = nn.SyncBatchNorm(3, process_group=impatient)
     if dist.get_rank() == 0:
-        time.sleep(PATIENCE + 1)
+        time.sleep(PATIENCE + 0.5)
     return timed(lambda: layer(torch.randn(4, 3)))
 
 
