@@ -1,6 +1,7 @@
 """Exercises of chapter 9: S across machines."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ EXERCISES = {
         _merged,
         {
             "what lies between the parts is missing: add mᵢ·(meanᵢ − mean)²": (
-                lambda *parts: _merged(*parts, between=0.0)
+                partial(_merged, between=0.0)
             ),
             "you averaged over parts: a part counts as often as it has values": (
                 _plain_means
@@ -133,10 +134,8 @@ EXERCISES = {
             "the sums are those of all processes, m is only your part's": (
                 across(_local_count)
             ),
-            "the mean of dy is missing": across(lambda *given: _dx(*given, first=0.0)),
-            "the term with x_hat is missing": across(
-                lambda *given: _dx(*given, second=0.0)
-            ),
+            "the mean of dy is missing": across(partial(_dx, first=0.0)),
+            "the term with x_hat is missing": across(partial(_dx, second=0.0)),
         },
         cases=(
             Case((_PARTS, _HATS, np.array([0.5, 1.0, 2.0]), 7)),
