@@ -19,6 +19,7 @@ from normbook import data
 from normbook.functional import InputError
 from normbook.labs import record_long_runs
 from normbook.training.sequences import (
+    Adam,
     Batch,
     Block,
     Transformer,
@@ -235,7 +236,7 @@ def denoiser(
     digits = data.digits()
     train, watched = digits.train, digits.validation
     net = Denoiser(way, depth=depth, width=width, seed=seed)
-    optimizer = torch.optim.Adam(net.parameters(), rate)
+    optimizer = Adam(net.parameters(), [rate])
     draws = torch.Generator().manual_seed(1000 + seed)
     curve = []
     for step in range(steps + 1):
@@ -243,10 +244,9 @@ def denoiser(
             curve.append(_validation_loss(net, watched))
         chosen = torch.randint(len(train.x), (batch,), generator=draws)
         x, y = train.x[chosen].flatten(1), train.y[chosen]
-        optimizer.zero_grad()
-        denoising_loss(net, x, y, draws).backward()
+        loss = denoising_loss(net, x, y, draws)
         if step < steps:
-            optimizer.step()
+            optimizer.step(torch.autograd.grad(loss, optimizer.parameters))
     x, y = net.samples()
     right = 100 * (_linear_classifier().predict(x.numpy()) == y.numpy()).mean()
     points = list(range(0, steps + 1, every))
