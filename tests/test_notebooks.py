@@ -436,7 +436,7 @@ def ends_with_questions_for_the_lab(notebook: NotebookNode) -> list[str]:
     )
     after = "\n".join(cell.source for cell in notebook.cells[last + 1 :])
     rows = re.findall(r"^\|.*\|\s*$", after, re.MULTILINE)[2:]
-    questions = [row for row in rows if re.search(r"\?.*\|.*X, row)]
+    questions = [row for row in rows if re.search(r"\?.*\|.*\]\([^)]*[_-]lab\b", row)]
     if questions:
         return []
     return ["no table after the last cell of code leads from a question to the lab"]
