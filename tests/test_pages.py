@@ -520,6 +520,15 @@ def test_the_cheat_sheet_prints_on_one_sheet(
 # ---------------------------------------------------------------- weight
 
 LESSONS = [page for page in PAGES if page and re.match(r"notebooks/(?!.*_lab)", page)]
+# As a reader scrolls: what comes near is drawn before it is there.
+SCROLL = """async () => {
+    const frame = () => new Promise(requestAnimationFrame)
+    while (scrollY + innerHeight < document.documentElement.scrollHeight - 1) {
+        scrollBy({ top: innerHeight / 2, behavior: "instant" })
+        await frame()
+        await frame()
+    }
+}"""
 SHIFTS = """() => {
     window.shift = 0
     const add = (list) => list.getEntries().forEach((e) => { window.shift += e.value })
@@ -555,11 +564,8 @@ def test_a_lesson_is_light_and_stands_still(phone: Any, path: str) -> None:
     assert len(files) > 10
     assert sum(map(on_the_wire, files)) < 300_000
     guessed = phone.page.evaluate("document.documentElement.scrollHeight")
-    for share in (0.25, 0.5, 0.75, 1):
-        phone.page.evaluate(
-            "share => scrollTo(0, share * document.documentElement.scrollHeight)", share
-        )
-        phone.page.wait_for_load_state("networkidle")
+    phone.page.evaluate(SCROLL)
+    phone.page.wait_for_load_state("networkidle")
     phone.page.remove_listener("request", note)
     assert phone.page.evaluate("window.shift") < 0.02
     phone.page.add_style_tag(

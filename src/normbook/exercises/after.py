@@ -26,9 +26,9 @@ def _with(number: int, wrong: Callable[..., Any]) -> Callable[..., tuple[Any, ..
     return places
 
 
-def _squared_gamma(p: float, T: int, d: int, *, apart: float = 2.0) -> float:
+def _squared_gamma(p: Any, T: int, d: int, *, apart: float = 2.0) -> Any:
     """γ² that lets one key of T have the weight p, `apart` logits above the others."""
-    return float(np.log(p * (T - 1) / (1 - p)) / apart / np.sqrt(d))
+    return np.log(p * (T - 1) / (1 - p)) / apart / np.sqrt(d)
 
 
 def _f(x: Any) -> Any:
@@ -84,7 +84,7 @@ EXERCISES = {
     "sharp-enough": Exercise(
         _squared_gamma,
         {
-            "the other keys have the logit −L, not 0: p/(1 − p) = exp(2L)/(T − 1)": (
+            "twice too large: other keys have −L, not 0: p/(1 − p) = exp(2L)/(T − 1)": (
                 lambda p, T, d: _squared_gamma(p, T, d, apart=1.0)
             ),
             "this is the logit: it is at most √d·g², so divide by √d": (
@@ -100,6 +100,9 @@ EXERCISES = {
                 lambda p, T, d: _squared_gamma(p, T, d) ** 0.5
             ),
         },
-        cases=(Case((0.9, 1000, 8)), Case((0.5, 50, 64))),
+        cases=(
+            Case((np.array([0.9, 0.5, 0.99]), 1000, 8)),
+            Case((np.array([0.5, 0.3]), 50, 64)),
+        ),
     ),
 }
