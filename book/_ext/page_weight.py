@@ -150,9 +150,7 @@ def height(section: Tag) -> float:
                 yield part
 
     pixels = 0.0
-    for text in shown(
-        "p:not(li p, td p), li, figcaption, h2, h3, summary, dt, dd:not(:has(p))"
-    ):
+    for text in shown(TEXTS):
         math = text.select(".katex")
         letters = len(text.get_text()) - sum(len(m.get_text()) - 8 for m in math)
         pixels += PARAGRAPH + LINE * ceil(letters / 40)

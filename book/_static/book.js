@@ -6,7 +6,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const sections = links.map(({ hash }) =>
     document.getElementById(decodeURIComponent(hash.slice(1))))
   const follow = () => {
-    if (!list.checkVisibility({ visibilityProperty: true })) return // to look would draw every section
+    // Where the list is hidden, to look for the section would draw them all.
+    if (!list.checkVisibility({ visibilityProperty: true })) return
     const begun = (section) => section?.getBoundingClientRect().top < innerHeight / 3
     const here = links[sections.findLastIndex(begun)]
     links.forEach((link) => link.classList.toggle("active", link === here))

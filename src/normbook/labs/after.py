@@ -23,10 +23,8 @@ from normbook.training.sequences import (
     Batch,
     Block,
     Transformer,
-    evaluate,
     every_copy,
-    fit,
-    random_names,
+    trained_on_names,
 )
 from normbook.training.stacked import SEEDS, Record, Seeds
 
@@ -53,31 +51,12 @@ def decoder(
     `stream`, the root mean square of the sum behind every block (blocks × seeds), and
     `logit`, each seed's largest attention logit.
     """
-    parts, copies = data.names(), len(seeds)
     net = Transformer(seeds, kind, place, qk_norm=qk_norm, depth=depth, width=width)
-    validation, test = (
-        every_copy(part, copies) for part in (parts.validation, parts.test)
-    )
-    curve = fit(
-        net,
-        random_names(parts.train[:names], seeds, batch),
-        steps=steps,
-        rates=[rate] * copies,
-        warm_up=warm_up,
-        watch=lambda step: evaluate(net, validation),
-        every=every,
-    )
-    return {
-        "place": place,
-        "kind": kind,
-        "qk_norm": qk_norm,
-        "rate": rate,
-        "warm_up": warm_up,
-        "steps": list(range(0, steps + 1, every)),
-        "validation": curve,
-        "test": evaluate(net, test),
-        **inside(net, test),
-    }
+    settings: Record = {"rate": rate, "warm_up": warm_up, "batch": batch}
+    settings |= {"names": names, "steps": steps, "every": every}
+    losses = trained_on_names(net, seeds, **settings)
+    inner = inside(net, every_copy(data.names().test, len(seeds)))
+    return {"place": place, "kind": kind, "qk_norm": qk_norm, **losses, **inner}
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from normbook.training.sequences import (
     every_copy,
     fit,
     random_names,
+    trained_on_names,
 )
 from normbook.training.stacked import SEEDS, Record, Seeds
 
@@ -195,29 +196,11 @@ def transformer(
     `depth` blocks, Adam at a constant rate after `warm_up` steps of linear rise.
     `validation` is points × seeds, a point at each of `steps`.
     """
-    names, copies = data.names(), len(seeds)
     net = Transformer(seeds, kind, place, depth=depth, width=width)
-    validation, test = (
-        every_copy(part, copies) for part in (names.validation, names.test)
-    )
-    curve = fit(
-        net,
-        random_names(names.train, seeds, batch),
-        steps=steps,
-        rates=[rate] * copies,
-        warm_up=warm_up,
-        watch=lambda step: evaluate(net, validation),
-        every=every,
-    )
-    return {
-        "kind": kind,
-        "place": place,
-        "warm_up": warm_up,
-        "rate": rate,
-        "steps": list(range(0, steps + 1, every)),
-        "validation": curve,
-        "test": evaluate(net, test),
-    }
+    settings: Record = {"rate": rate, "warm_up": warm_up, "batch": batch}
+    settings |= {"steps": steps, "every": every}
+    losses = trained_on_names(net, seeds, **settings)
+    return {"kind": kind, "place": place, **losses}
 
 
 # ---------------------------------------------------------------- small batches

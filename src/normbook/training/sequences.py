@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from normbook import data
 from normbook import nn as nb
 from normbook.data import LETTERS
 from normbook.functional import InputError
@@ -411,3 +412,38 @@ def evaluate(net: nn.Module, batch: Batch) -> list[float]:
     guessing = math.log2(LETTERS)
     found = bits(net(x, where), y, where)
     return found.nan_to_num(guessing, posinf=guessing).tolist()
+
+
+def trained_on_names(
+    net: nn.Module,
+    seeds: Seeds,
+    *,
+    rate: float,
+    warm_up: int,
+    batch: int,
+    steps: int,
+    every: int,
+    names: int | None = None,
+) -> dict[str, Any]:
+    """Train copies on the first `names` training names; losses in bits a letter.
+
+    `validation` is points × seeds, a point at each of `steps`; `test` is at the end.
+    """
+    parts, copies = data.names(), len(seeds)
+    validation = every_copy(parts.validation, copies)
+    curve = fit(
+        net,
+        random_names(parts.train[:names], seeds, batch),
+        steps=steps,
+        rates=[rate] * copies,
+        warm_up=warm_up,
+        watch=lambda step: evaluate(net, validation),
+        every=every,
+    )
+    return {
+        "rate": rate,
+        "warm_up": warm_up,
+        "steps": list(range(0, steps + 1, every)),
+        "validation": curve,
+        "test": evaluate(net, every_copy(parts.test, copies)),
+    }
