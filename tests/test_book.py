@@ -625,12 +625,12 @@ def test_a_section_tells_about_how_high_it_is() -> None:
         "<table><tr><td><p>1</p></td></tr></table>"  # 60
         "<details><summary>code</summary><pre>a</pre></details>"  # 50, as it is closed
     )
-    html = (
-        f'<div class="bd-article"><section><section>{inside}</section></section></div>'
-    )
-    page = BeautifulSoup(html, "html.parser")
+    sections = f'<section><div class="cell"></div><section>{inside}</section></section>'
+    page = BeautifulSoup(f'<div class="bd-article">{sections}</div>', "html.parser")
     (section,) = page_weight.tell_heights(page)
     assert section["style"] == "--height: 448px"
+    short = BeautifulSoup(str(page).replace("cell", "text"), "html.parser")
+    assert list(page_weight.tell_heights(short)) == []
 
 
 def test_the_theme_looks_at_what_is_drawn_alone() -> None:

@@ -135,7 +135,12 @@ TEXTS = "p:not(li p, td p), li, figcaption, h2, h3, summary, dt, dd:not(:has(p))
 
 
 def tell_heights(page: BeautifulSoup) -> Iterator[Tag]:
-    """Each section says how high it is about, for as long as it is not drawn."""
+    """Each section says how high it is about, for as long as it is not drawn.
+
+    Pages with code, which are long; others are drawn at once.
+    """
+    if not page.select_one(".bd-article div.cell"):
+        return
     for section in page.select(".bd-article > section > section"):
         section["style"] = f"--height: {round(height(section))}px"
         yield section
