@@ -23,8 +23,9 @@ help:  ## This list
 
 # ---------------------------------------------------------------- set-up
 
-# pip compiles file by file, compileall on every core; some packages carry files for
-# other Pythons, of which it complains.
+# pip would compile every file of every package, of which most are never imported; each
+# is compiled and kept when it first is, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 .venv/ready: requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo \
 	    "$(PYTHON) is missing: install Python 3.11 or newer." >&2; exit 1; }
@@ -43,8 +44,7 @@ help:  ## This list
 	    || { echo "set-up failed: .venv could not be made." >&2; exit 1; }; \
 	{ pip install --no-compile --progress-bar off -r requirements.txt \
 	    && pip install --no-build-isolation --no-deps --editable . \
-	    && { $(BIN)/python -m compileall -q -j 0 .venv/lib; touch .venv/installed; }; \
-	    } 2>&1 | tee $(LOG) | while read -r word rest; do \
+	    && touch .venv/installed; } 2>&1 | tee $(LOG) | while read -r word rest; do \
 	    case $$word in \
 	    Collecting|Processing) found=$$((found + 1)); \
 	        case $$found in *[05]0) step "$$found of $$all packages found";; esac;; \

@@ -171,7 +171,8 @@ def test_excerpts_and_marks_show_what_was_typed(visit: Any) -> None:  # noqa: F8
         field = seen.page.locator("main input[name=q], article input[name=q]").first
         field.fill("移動平均 PyTorch")
         field.press("Enter")
-        seen.page.wait_for_selector("#search-results li .highlighted")
+        # Excerpts come one by one, each with its marks.
+        seen.page.wait_for_selector("#search-results .highlighted:text-is('移動平均')")
         lines = seen.page.locator("#search-results li")
         texts = [text for text in lines.all_inner_texts() if "移動平均" in text]
         assert texts

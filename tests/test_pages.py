@@ -154,9 +154,11 @@ CUT_REPEATS = """(known) => {
     const met = new Set(known)
     const place = (e, above) => {
         const classes = e.className.baseVal ?? e.className
-        return `${above} ${e.tagName}.${classes}{${e.style.cssText}}`
+        const {color, background, opacity} = e.style
+        return `${above} ${e.tagName}.${classes}{${[color, background, opacity]}}`
     }
-    const inside = (e) => e.tagName === "svg" ? [] : [...e.children]
+    const whole = "svg, .katex:not(:has([style*=color]))"  // of one colour, but drawings
+    const inside = (e) => e.matches(whole) ? [] : [...e.children]
     const repeats = (e, above) => {
         const here = place(e, above)
         return met.has(here) && inside(e).every((child) => repeats(child, here))
@@ -240,9 +242,23 @@ def test_images_have_text_and_links_a_target(opened: Any) -> None:
     assert dead == []
 
 
+# A third of all elements are the parts of formulas, which are hidden from who listens:
+# no rule but those of colours has a word for them, so they stand aside meanwhile.
+ASIDE = """() => {
+    window.aside = new Map()
+    for (const e of document.querySelectorAll(".katex-html[aria-hidden=true]")) {
+        window.aside.set(e, [...e.childNodes])
+        e.replaceChildren(e.textContent)
+    }
+}"""
+BACK = "() => window.aside.forEach((nodes, e) => e.replaceChildren(...nodes))"
+
+
 def test_a_page_is_accessible(opened: Any) -> None:
     others = {rule: {"enabled": False} for rule in COLOURED}
+    opened.page.evaluate(ASIDE)
     assert axe(opened, rules=others) == []
+    opened.page.evaluate(BACK)
 
 
 def test_nothing_scrolls_sideways_on_a_phone(opened: Any) -> None:
