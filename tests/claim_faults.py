@@ -163,10 +163,8 @@ def rest(momentum: Any) -> Any:
 
 
 def turned(original: Function) -> Function:
-    """`Running.track` with the weight of the old in place of the new."""
-    return lambda self, *new: original(
-        self._replace(momentum=rest(self.momentum)), *new
-    )
+    """`track` with the weight of the old in place of the new."""
+    return lambda running, *new: original((*running[:2], rest(running[2])), *new)
 
 
 def eps_outside(original: Function) -> Function:
@@ -366,7 +364,6 @@ REFUSALS = [
     f"{FUNCTIONAL}:_need_rank",
     f"{FUNCTIONAL}:_need_values",
     f"{NN}:_need_channels",
-    f"{NN}:_need_one_a_channel",
 ]
 READERS = [f"normbook.training.records:read_{what}" for what in ("record", "pictures")]
 RESCALE, CENTER = f"{CORE}:rescale", f"{CORE}:center"
@@ -420,16 +417,16 @@ FAULTS = [
     Fault("no two results are alike", {RESCALE: result(differs())}, FORWARD),
     Fault("masks are ignored", {f"{FUNCTIONAL}:_mask": constant(None)}),
     Fault("momentum is turned", {
-        f"{NN}:Running.track": turned,
+        f"{NN}:track": turned,
         f"{MOMENTS}:running": argument("momentum", rest),
     }),
     Fault("the biased variance is stored", {
         **each(
             [f"{MOMENTS}:Moments.var"], argument("correction", lambda correction: 0)
         ),
-    }),
+    }, FORWARD),
     Fault("running statistics never move", {
-        f"{NN}:Running.track": constant(None),
+        f"{NN}:track": constant(None),
     }),
     Fault("evaluation is as training", {
         **each([f"{NN}:BatchNorm.forward", f"{NN}:InstanceNorm.forward"], in_training),

@@ -35,7 +35,10 @@ def calls(monkeypatch):
 
     kernels = gpu.forward
     monkeypatch.setattr(gpu, "forward", forward)
-    device = SimpleNamespace(**{**vars(gpu._gpu(None)), "multi_processor_count": 1})
+    room = 232448  # of an H100
+    device = SimpleNamespace(
+        multi_processor_count=1, shared_memory_per_block_optin=room
+    )
     monkeypatch.setattr(gpu, "_gpu", lambda index: device)
     monkeypatch.setattr(
         fast, "_backend", lambda device, dtype: gpu if dtype in gpu.DTYPES else None

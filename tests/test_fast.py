@@ -430,7 +430,7 @@ def test_running_statistics_of_any_kind_move_in_place(name, change, calls):
         assert error(buffer, 0.7 * old.double() + 0.3 * new) <= TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("name", ["LN", "RMSNorm", "GN", "IN"])
+@pytest.mark.parametrize("name", ["LN", "RMSNorm", "GN", "IN", "BN"])
 def test_a_forward_is_few_frames_of_python(name):
     layer, x = build(name)
     frames = []

@@ -156,6 +156,8 @@ def test_several_names_are_named_together():
 def test_apply_without_a_shorter_way_is_the_usual_one(monkeypatch):
     """`Function.apply` asks about torch.func; a torch may have nothing beneath it."""
 
+    nn = import_module("normbook.nn")
+
     class Beneath:
         @classmethod
         def apply(cls):
@@ -172,7 +174,7 @@ def test_apply_without_a_shorter_way_is_the_usual_one(monkeypatch):
     for base, way in ((Function, "beneath"), (Alone, "usual")):
         monkeypatch.setattr(torch.autograd, "Function", base)
         fused = type("Fused", (base,), {})
-        assert internals.direct_apply(fused)() == ("Fused", way)
+        assert nn.direct_apply(fused)() == ("Fused", way)
 
 
 def test_both_ways_of_apply_give_the_same(monkeypatch):
@@ -193,11 +195,13 @@ def test_without_dispatch_modes_only_a_count_of_traffic_fails(without):
             traffic.moved(partial(torch.ones, 3))
 
 
-def test_without_donated_buffers_there_is_no_switch(monkeypatch):
+def test_without_a_switch_for_buffers_only_a_compiled_rival_fails(monkeypatch):
+    from normbook import bench
+
     monkeypatch.delattr(torch._functorch, "config", raising=False)
     monkeypatch.setitem(sys.modules, "torch._functorch.config", None)
-    with pytest.raises(ImportError, match="donated_buffer"):
-        internals.keep_buffers()
+    with pytest.raises(ImportError, match="has no torch._functorch.config"):
+        bench._compiled(bench.cases("cpu")[0])
 
 
 # ------------------------------------------------------------- no other file has any
@@ -262,10 +266,8 @@ def test_no_other_file_has_a_private_name():
 
 def test_the_guard_reads_no_name_that_it_does_not_list():
     tree = ast.parse(GUARD.read_text())
-    listed = (*internals.TORCH, internals.DISPATCH_MODE)
-    parts = {
-        part for name in (*listed, internals.DONATED_BUFFER) for part in name.split(".")
-    }
+    listed = (*internals.TORCH, internals.DISPATCH_MODE, internals.FUNCTORCH)
+    parts = {part for name in listed for part in name.split(".")}
     for name in private_names(tree, own_names([tree])):
         assert {*name.split(".")} <= parts, name
 

@@ -160,7 +160,8 @@ def _plain(case: Case) -> Rival:
 def _compiled(case: Case) -> Rival:
     """What torch.compile makes of our layer's plain formula."""
     torch.compiler.reset()  # else the eighth shape would silently run uncompiled
-    internals.keep_buffers()  # given away, they would be gone when timed again
+    (functorch,) = internals.need(internals.FUNCTORCH)
+    functorch.donated_buffer = False  # given away, it would be gone when timed again
     layer, parameters = _ours(case)
     run = torch.compile(layer, fullgraph=True, dynamic=False)
     return Rival(fast.off()(run), parameters)

@@ -12,7 +12,7 @@ torch only for N = 1), and a wrong channel count raises with or without paramete
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ from torch.compiler import is_dynamo_compiling
 from normbook import core, fast, functional
 from normbook.core import Axes, Set
 from normbook.fast import Kernel
-from normbook.fast.internals import direct_apply
 from normbook.functional import InputError, Normalized, Sets
 from normbook.moments import Moments, standardize
 from normbook.workers import Workers
@@ -226,7 +225,15 @@ class Fused(torch.autograd.Function):
         ), None, None  # fmt: skip
 
 
-_apply = direct_apply(Fused)  # what it leaves out, `kernel_for` asks before
+def direct_apply(function: Any) -> Any:
+    """`function.apply` without its questions about torch.func, which take 2.5 µs.
+
+    `kernel_for` has asked them. The usual one in a torch where nothing lies beneath it.
+    """
+    return getattr(super(torch.autograd.Function, function), "apply", function.apply)
+
+
+_apply = direct_apply(Fused)
 
 
 def _in_graph(
@@ -240,22 +247,20 @@ def _in_graph(
     return operation(x, gamma, beta, sizes, *rest)
 
 
-class Running(NamedTuple):
-    """Running statistics, one a channel, and the weight of what is new."""
+# Running mean and variance, one a channel, and the weight of what is new.
+Running = tuple[Tensor, Tensor, Any]
 
-    mean: Tensor
-    var: Tensor
-    momentum: Any
 
-    def track(self, mean: Tensor, var: Tensor) -> None:
-        """Move towards these, in place; where each sample has its own, to their mean.
+def track(running: Running, mean: Tensor, var: Tensor) -> None:
+    """Move towards these, in place; where each sample has its own, to their mean.
 
-        `moments.running` in one step.
-        """
-        for old, new in ((self.mean, mean), (self.var, var)):
-            if new.shape != old.shape:
-                new = new.reshape(-1, old.numel()).mean(0)
-            old.lerp_(new.to(old.dtype), self.momentum)
+    `moments.running` in one step.
+    """
+    running_mean, running_var, momentum = running
+    for old, new in ((running_mean, mean), (running_var, var)):
+        if new.shape != old.shape:
+            new = new.reshape(-1, old.numel()).mean(0)
+        old.lerp_(new.to(old.dtype), momentum)
 
 
 def normalize(
@@ -276,23 +281,30 @@ def normalize(
     torch.
     """
     if running is not None:
-        _need_one_a_channel(x, running)
+        full = x.shape[1:2]
+        if running[0].shape != full or running[1].shape != full:
+            raise InputError(
+                "running_mean and running_var need one value a channel, shape "
+                f"{tuple(full)}; got {tuple(running[0].shape)} and "
+                f"{tuple(running[1].shape)}."
+            )
     kernel = None
     if where is None and workers is None:
         kernel = fast.kernel_for(x, sets, gamma, beta, eps, centered)
     if kernel is None:
         y, moments = plain(x, sets, gamma, beta, eps, where, centered, workers)
+        if running is not None and (x.numel() or workers is not None):
+            track(running, moments.mean, moments.var(correction=1))
     else:
-        if is_dynamo_compiling():
+        if kernel.in_graph:
             y, of_sets = _in_graph(x, gamma, beta, kernel)
         elif torch.is_grad_enabled():
             y, of_sets = _apply(x, gamma, beta, kernel, sets)
         else:
             y, of_sets = kernel.backend.forward(x, gamma, beta, kernel.task)
         if running is not None:
-            moments = kernel.moments(of_sets.detach())
-    if running is not None and (x.numel() or workers is not None):
-        running.track(moments.mean, moments.var(correction=1))
+            mean, var = of_sets.detach().unbind()
+            track(running, mean, var * kernel.unbiased)
     return y
 
 
@@ -300,32 +312,32 @@ def normalize(
 class BatchNorm(nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d`, `2d` and `3d` in one. x: (N, C) or (N, C, ...)."""
 
-    def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        _need_channels(self, self.num_features, x, 2)
-        if not self.training and self.running_mean is not None:
+    def forward(
+        self,
+        x: Tensor,
+        where: Tensor | None = None,
+        workers: Workers | None = None,
+    ) -> Tensor:
+        """workers: those who have the other parts of the batch."""
+        mean, kind = self.running_mean, type(self).__name__
+        if not self.training and mean is not None:
+            _need_channels(x.shape, kind, self.num_features, 2)
             return _evaluate(self, x, where)
-        workers = self._workers(x)
-        sets = _sets(functional.batch_sets, x)
+        sets = _sets(_batch_sets, x, kind, self.num_features)
         if workers is not None:  # how many values a set has is known after they met
             sets = sets._replace(least=0)
-        running = None
-        if self.training and self.running_mean is not None:
+        running: Running | None = None
+        if mean is not None:
             momentum: Any = self.momentum
             if momentum is None:  # the plain average
-                momentum = 1 / (self.num_batches_tracked + 1).to(
-                    self.running_mean.dtype
-                )
-            running = Running(self.running_mean, self.running_var, momentum)
+                momentum = 1 / (self.num_batches_tracked + 1).to(mean.dtype)
+            running = mean, self.running_var, momentum
         y = normalize(
             x, sets, self.weight, self.bias, self.eps, where, True, running, workers
         )
         if running is not None:
             self.num_batches_tracked.add_(1)
         return y
-
-    def _workers(self, x: Tensor) -> Workers | None:
-        """Who else has a part of the batch."""
-        return None
 
 
 class SyncBatchNorm(BatchNorm):
@@ -354,13 +366,18 @@ class SyncBatchNorm(BatchNorm):
         super().__init__(num_features, eps, *options, **more)
         self.process_group = process_group
 
-    def _workers(self, x: Tensor) -> Workers | None:
-        if not (self.training and dist.is_available() and dist.is_initialized()):
-            return None
-        group = self.process_group or dist.group.WORLD
-        if dist.get_world_size(group) < 2:
-            return None
-        return Workers(group, x.shape, x.dtype)
+    def forward(
+        self,
+        x: Tensor,
+        where: Tensor | None = None,
+        workers: Workers | None = None,
+    ) -> Tensor:
+        """workers: all processes of `process_group`, unless others are given."""
+        if self.training and dist.is_available() and dist.is_initialized():
+            group = self.process_group or dist.group.WORLD
+            if workers is None and dist.get_world_size(group) > 1:
+                workers = Workers(group, x.shape, x.dtype)
+        return super().forward(x, where, workers)
 
     @classmethod
     def convert_sync_batchnorm(
@@ -379,13 +396,14 @@ class InstanceNorm(nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, `2d` and `3d` in one. x: (N, C, ...)."""
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        _need_channels(self, self.num_features, x, 3)
+        kind, channels = type(self).__name__, self.num_features
         if not self.training and self.track_running_stats:
+            _need_channels(x.shape, kind, channels, 3)
             return _evaluate(self, x, where)
-        sets = _sets(functional.instance_sets, x)
-        running = None
-        if self.training and self.track_running_stats:
-            running = Running(self.running_mean, self.running_var, self.momentum or 0.0)
+        sets = _sets(_instance_sets, x, kind, channels)
+        running: Running | None = None
+        if self.track_running_stats:
+            running = self.running_mean, self.running_var, self.momentum or 0.0
         return normalize(
             x, sets, self.weight, self.bias, self.eps, where, running=running
         )
@@ -414,8 +432,8 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`. x: (N, C) or (N, C, ...)."""
 
     def forward(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        _need_channels(self, self.num_channels, x, 2)
-        sets = _sets(functional.group_sets, x, self.num_groups)
+        kind, channels = type(self).__name__, self.num_channels
+        sets = _sets(_group_sets, x, kind, channels, self.num_groups)
         return normalize(x, sets, self.weight, self.bias, self.eps, where)
 
 
@@ -434,23 +452,31 @@ def _evaluate(
     )
 
 
-def _need_channels(layer: nn.Module, channels: int, x: Tensor, rank: int) -> None:
-    if x.dim() < rank or x.shape[1] != channels:
+def _need_channels(
+    shape: tuple[int, ...], layer: str, channels: int, rank: int
+) -> None:
+    if len(shape) < rank or shape[1] != channels:
         layout = "(N, C) or (N, C, ...)" if rank == 2 else "(N, C, ...)"
         raise InputError(
-            f"{type(layer).__name__} needs x of shape {layout} with C = {channels} on "
-            f"axis 1; got {tuple(x.shape)}. Build the layer for that many channels, or "
-            "move the channel axis to 1."
+            f"{layer} needs x of shape {layout} with C = {channels} on axis 1; got "
+            f"{tuple(shape)}. Build the layer for that many channels, or move the "
+            "channel axis to 1."
         )
 
 
-def _need_one_a_channel(x: Tensor, running: Running) -> None:
-    shapes = running.mean.shape, running.var.shape
-    if shapes != (x.shape[1:2],) * 2:
-        raise InputError(
-            "running_mean and running_var need one value a channel, shape "
-            f"({x.shape[1]},); got {tuple(shapes[0])} and {tuple(shapes[1])}."
-        )
+def _batch_sets(shape: tuple[int, ...], layer: str, channels: int) -> Sets:
+    _need_channels(shape, layer, channels, 2)
+    return functional.batch_sets(shape)
+
+
+def _instance_sets(shape: tuple[int, ...], layer: str, channels: int) -> Sets:
+    _need_channels(shape, layer, channels, 3)
+    return functional.instance_sets(shape)
+
+
+def _group_sets(shape: tuple[int, ...], layer: str, channels: int, groups: int) -> Sets:
+    _need_channels(shape, layer, channels, 2)
+    return functional.group_sets(shape, groups)
 
 
 def _last_sets(shape: tuple[int, ...], layer: str, normalized: tuple[int, ...]) -> Sets:

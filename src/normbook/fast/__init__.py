@@ -20,11 +20,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
 
-from normbook.fast.internals import MISSING, is_legacy_batched, is_zero, untransformed
+from normbook.fast.internals import MISSING, readable
 from normbook.functional import CHANNEL, Sets
-from normbook.moments import Moments
 
 MODULES = {"cpu": "normbook.fast.cpu", "cuda": "normbook.fast.gpu"}
 FURTHEST = 2**30 - 2**21  # a GPU counts in 32 bits, with room for blocks and parts
@@ -108,15 +106,12 @@ class Backend(Protocol):
 
 
 class Kernel(NamedTuple):
-    """Who normalizes, and what is asked for."""
+    """Who normalizes, what is asked for, and m/(m − 1) of its sets of m values."""
 
     backend: Backend
     task: Task
-
-    def moments(self, of_sets: Tensor) -> Moments:
-        """The mean and variance that a backend leaves of every set, as `Moments`."""
-        m = self.task.work.set_size
-        return Moments(m, of_sets[0], m * of_sets[1])
+    unbiased: float = 1.0
+    in_graph: bool = False  # of torch.compile
 
     def backward(
         self, dy: Tensor, x: Tensor, gamma: Tensor | None, moments: Tensor
@@ -147,11 +142,11 @@ def kernel_for(
     find: Callable[..., Kernel | None]
     if _off:
         return None
-    if is_dynamo_compiling():
+    if in_graph := is_dynamo_compiling():
         from normbook.fast.compiled import backend_of  # which imports a compiler
 
         backend, find = backend_of(x.device, x.dtype), _kernel
-    elif untransformed() and readable(x, gamma, beta):
+    elif readable(x, gamma, beta):
         if x.is_inference() and torch.is_grad_enabled():  # a backward may not save it
             return None
         backend, find = _backend(x.device, x.dtype), _cached_kernel
@@ -169,7 +164,7 @@ def kernel_for(
             if not value.is_contiguous():
                 return None
     described = x.device, x.dtype, x.shape
-    return find(backend, described, last, sets, parameters, eps, centered)
+    return find(backend, described, last, sets, parameters, eps, centered, in_graph)
 
 
 def _kernel(
@@ -180,6 +175,7 @@ def _kernel(
     parameters: tuple[Described, ...],
     eps: float,
     centered: bool,
+    in_graph: bool,
 ) -> Kernel | None:
     """`kernel_for` by what can be known without looking into memory."""
     device, dtype, shape = x
@@ -194,7 +190,8 @@ def _kernel(
     for at, kind, own in parameters:
         if at != device or own != full or kind not in (torch.float32, dtype):
             return None
-    return Kernel(backend, Task(work, float(eps), centered, bool(parameters)))
+    task, m = Task(work, float(eps), centered, bool(parameters)), work.set_size
+    return Kernel(backend, task, m / (m - 1) if m > 1 else 1.0, in_graph)
 
 
 _cached_kernel = lru_cache(1024)(_kernel)
@@ -225,19 +222,6 @@ def work_of(
     if work is None or work.furthest > FURTHEST or work.set_size < fewest:
         return None
     return work
-
-
-def readable(*values: Tensor | None) -> bool:
-    """Whether what lies in each tensor's memory is its values."""
-    for value in values:
-        if value is not None and (
-            type(value) not in (Tensor, Parameter)
-            or value.is_neg()
-            or is_zero(value)
-            or is_legacy_batched(value)
-        ):
-            return False
-    return True
 
 
 _off = 0 if MISSING is None else 1

@@ -24,7 +24,6 @@ import shutil
 from functools import cache
 from itertools import product
 from math import gcd, lcm, prod
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,11 +38,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @cache
-def _gpu(index: int | None) -> Any:
-    """What this GPU has; where there is none, as in the interpreter, an H100."""
-    if index is None:
-        h100 = {"multi_processor_count": 132, "shared_memory_per_block_optin": 232448}
-        return SimpleNamespace(**h100)
+def _gpu(index: int) -> Any:
+    """What this GPU has."""
     return torch.cuda.get_device_properties(index)
 
 
@@ -208,12 +204,6 @@ def _row_parts(x: Tensor, w: Work, tile: dict[str, Any]) -> tuple[Tensor, tuple[
     parts = programs if w.G == 1 else programs * ROWS // w.G
     shape = (2, parts, w.G * w.A)
     return x.new_empty(shape, dtype=torch.float32), (programs,)
-
-
-def _has_room(x: Tensor, tile: dict[str, Any]) -> bool:
-    """Whether the next block of x and dy can wait in shared memory."""
-    size = tile["ROWS"] * tile["AS"] * tile["SS"] * x.element_size()
-    return 2 * size + 4096 <= _gpu(x.device.index).shared_memory_per_block_optin
 
 
 # The split pair -----------------------------------------------------------------------
@@ -435,10 +425,13 @@ def backward(
             at_once = affine and tile["AS"] <= SUMS  # else dy and x are read once more
             parts, grid = _row_parts(x, work, tile)
             d_gamma, d_beta = parts if at_once else (None, None)
+            # The next block of x and dy waits in shared memory, where there is room.
+            waiting = 2 * prod((tile["ROWS"], tile["AS"], tile["SS"], x.itemsize))
+            room = _gpu(x.device.index).shared_memory_per_block_optin - 4096
             _backward[grid](
                 dy, x, gamma, *moments, dx, d_gamma, d_beta, N * G, G, S, eps,
                 A, centered, channels_last, **tile,
-                STAGES=2 if at_once and _has_room(x, tile) else 1,
+                STAGES=2 if at_once and waiting <= room else 1,
             )  # fmt: skip
             if at_once or not affine:
                 return dx, parts.sum(1)

@@ -9,7 +9,9 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 TORCH = (
     "torch._C._are_functorch_transforms_active",
@@ -19,9 +21,9 @@ TORCH = (
     "torch.Tensor._is_zerotensor",
     "torch.autograd.forward_ad._current_level",
 )
-# What only measurements need.
+# What only measurements need: `measure.traffic` and `normbook.bench`.
 DISPATCH_MODE = "torch.utils._python_dispatch.TorchDispatchMode"
-DONATED_BUFFER = "torch._functorch.config.donated_buffer"
+FUNCTORCH = "torch._functorch.config"
 
 
 def need(*names: str) -> list[Any]:
@@ -39,51 +41,27 @@ def need(*names: str) -> list[Any]:
 
 MISSING: str | None = None  # which of `TORCH` this release lacks, in words
 try:
-    transformed, _tracing, _modes, is_legacy_batched, is_zero, _ = need(*TORCH)
+    transformed, _tracing, _modes, _is_legacy_batched, _is_zero, _ = need(*TORCH)
 except ImportError as error:
     MISSING = str(error)
-    transformed = _tracing = _modes = is_legacy_batched = is_zero = None
+    transformed = None
 
 
-def untransformed() -> bool:
-    """Whether an operation is just computed: nothing traces it, or makes another of it.
+def readable(*values: Tensor | None) -> bool:
+    """Whether an operation on these is just computed, from what lies in their memory.
 
-    That is torch.jit, a dispatch mode, torch.func and forward mode; torch.compile says
-    so itself. Not to be asked where names are `MISSING`.
+    Not where torch.jit, a dispatch mode, torch.func or forward mode makes another of
+    it; torch.compile says so itself. Not to be asked where names are `MISSING`.
     """
-    return not (
-        _tracing() is not None
-        or _modes()
-        or transformed()
-        or forward_ad._current_level >= 0
-    )
-
-
-def direct_apply(function: Any) -> Any:
-    """`function.apply` without its questions about torch.func, 2.5 µs.
-
-    The usual one in a torch where nothing lies beneath it.
-    """
-    return getattr(super(torch.autograd.Function, function), "apply", function.apply)
-
-
-def keep_buffers() -> None:
-    """Let torch.compile give away no buffer that a second backward needs.
-
-    ImportError where this torch has no such switch.
-    """
-    need(DONATED_BUFFER)
-    torch._functorch.config.donated_buffer = False
-
-
-class _NoMode:
-    """Stands in for `TorchDispatchMode`; only who wants one is told."""
-
-    def __init__(self) -> None:
-        need(DISPATCH_MODE)
-
-
-try:
-    (TorchDispatchMode,) = need(DISPATCH_MODE)
-except ImportError:
-    TorchDispatchMode = _NoMode
+    level = forward_ad._current_level
+    if _tracing() is not None or _modes() or transformed() or level >= 0:
+        return False
+    for value in values:
+        if value is not None and (
+            type(value) not in (Tensor, Parameter)
+            or value.is_neg()
+            or _is_zero(value)
+            or _is_legacy_batched(value)
+        ):
+            return False
+    return True

@@ -164,8 +164,8 @@ def _local_count(x: Tensor) -> AbstractContextManager[Any]:
         m, all_ = (images * SIDE * SIDE for images in (len(x), IMAGES))
         right(running, mean, var * (m / (m - 1)) / (all_ / (all_ - 1)))
 
-    right = nn.Running.track
-    return mock.patch.object(nn.Running, "track", track)
+    right = nn.track
+    return mock.patch.object(nn, "track", track)
 
 
 # Each is a mistake that `differences` must see.

@@ -9,11 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normbook.fast.internals import TorchDispatchMode
+from normbook.fast.internals import DISPATCH_MODE, need
 from normbook.measure import timing
 
 
-class _Count(TorchDispatchMode):
+class _NoMode:
+    """Stands in for `TorchDispatchMode`; only who wants one is told."""
+
+    def __init__(self) -> None:
+        need(DISPATCH_MODE)
+
+
+try:
+    _Mode: Any = need(DISPATCH_MODE)[0]
+except ImportError:
+    _Mode = _NoMode
+
+
+class _Count(_Mode):
     """Adds up the bytes of every tensor that an operation reads or writes.
 
     What a tensor only repeats, along axes of stride 0, is read once.
@@ -43,7 +56,7 @@ def moved(run: Callable[[], Any]) -> int:
     return count.bytes
 
 
-class _Steps(TorchDispatchMode):
+class _Steps(_Mode):
     """Notes every torch operation: what it moves, and what it takes again and again."""
 
     def __init__(self, number: int) -> None:
