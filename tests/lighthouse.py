@@ -99,7 +99,7 @@ def main() -> int:
         runs = [report(f"{address}/{pages[0]}", 4) for _ in range(RUNS)]
         index = statistics.median(run["environment"]["benchmarkIndex"] for run in runs)
         slower = slowdown(index)
-        print(f"benchmark {index:.0f}: a phone's processor is {slower:.1f} times slower")
+        print(f"benchmark {index:.0f}: a phone is {slower:.1f} times slower")
     worst = 100.0
     print(f"{'page':34}{'  '.join(CATEGORIES)}  kB  shift  blocked")
     for page in pages:

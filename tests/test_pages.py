@@ -149,7 +149,8 @@ def visit(browser: Any, site: str) -> Any:
 COLOURED = ["color-contrast", "link-in-text-block"]
 # Contrast takes a millisecond a word, and most words are coloured as words before them.
 # Takes away what stands in a place that was met, here or on a page before: one with the
-# same tags, classes and styles from the body down. Hands on all places met.
+# same tags, classes and colours from the body down; a drawing is one place, and a formula of
+# one colour. Hands on all places met.
 CUT_REPEATS = """(known) => {
     const met = new Set(known)
     const place = (e, above) => {
@@ -157,7 +158,7 @@ CUT_REPEATS = """(known) => {
         const {color, background, opacity} = e.style
         return `${above} ${e.tagName}.${classes}{${[color, background, opacity]}}`
     }
-    const whole = "svg, .katex:not(:has([style*=color]))"  // of one colour, but drawings
+    const whole = "svg, .katex:not(:has([style*=color]))"
     const inside = (e) => e.matches(whole) ? [] : [...e.children]
     const repeats = (e, above) => {
         const here = place(e, above)
