@@ -149,8 +149,8 @@ def visit(browser: Any, site: str) -> Any:
 COLOURED = ["color-contrast", "link-in-text-block"]
 # Contrast takes a millisecond a word, and most words are coloured as words before them.
 # Takes away what stands in a place that was met, here or on a page before: one with the
-# same tags, classes and colours from the body down; a drawing is one place, and a formula of
-# one colour. Hands on all places met.
+# same tags, classes and colours from the body down; a drawing is one place, so is a
+# formula of one colour. Hands on all places met.
 CUT_REPEATS = """(known) => {
     const met = new Set(known)
     const place = (e, above) => {
