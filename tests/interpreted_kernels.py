@@ -35,10 +35,7 @@ def calls(monkeypatch):
 
     kernels = gpu.forward
     monkeypatch.setattr(gpu, "forward", forward)
-    room = 232448  # of an H100
-    device = SimpleNamespace(
-        multi_processor_count=1, shared_memory_per_block_optin=room
-    )
+    device = SimpleNamespace(**vars(gpu.H100) | {"multi_processor_count": 1})
     monkeypatch.setattr(gpu, "_gpu", lambda index: device)
     monkeypatch.setattr(
         fast, "_backend", lambda device, dtype: gpu if dtype in gpu.DTYPES else None

@@ -53,13 +53,6 @@ ODD = {
 }
 
 
-@pytest.fixture(autouse=True)
-def h100(monkeypatch):
-    """The GPU for which kernels are compiled here."""
-    has = {"multi_processor_count": 132, "shared_memory_per_block_optin": 232448}
-    monkeypatch.setattr(gpu, "_gpu", lambda index: SimpleNamespace(**has))
-
-
 def test_what_the_kernels_compute():
     """Triton reads TRITON_INTERPRET as it decorates: so a process of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts="]

@@ -173,6 +173,7 @@ def test_excerpts_and_marks_show_what_was_typed(visit: Any) -> None:  # noqa: F8
         field.press("Enter")
         # Excerpts come one by one, each with its marks.
         seen.page.wait_for_selector("#search-results .highlighted:text-is('移動平均')")
+        seen.page.wait_for_timeout(100)  # what takes marks away, on pages, is over
         lines = seen.page.locator("#search-results li")
         texts = [text for text in lines.all_inner_texts() if "移動平均" in text]
         assert texts

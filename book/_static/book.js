@@ -28,6 +28,7 @@ document.addEventListener("DOMContentLoaded", () => {
   setTimeout(() => {
     const section = document.getElementById(decodeURIComponent(location.hash.slice(1)))
     for (const word of document.querySelectorAll("span.highlighted")) {
+      if (word.closest("#search-results")) continue
       if (!section?.contains(word)) word.replaceWith(...word.childNodes)
     }
   }, 50)

@@ -12,9 +12,8 @@ write y once (backward: read dy and x once, write dx once).
                     first, then a second reading: 3 tensors moved instead of 2, and 5
                     instead of 3.
 
-Values are widened to float32 as they are loaded, so sums and statistics are float32
-for every dtype. No atomics: every sum has an order that only sizes and the device
-decide, so the same input gives the same bits.
+Values become float32 as they are loaded, and so are sums and statistics. No atomics:
+only sizes and the device decide the order of a sum: the same input, the same bits.
 """
 
 # mypy: allow-untyped-defs
@@ -24,6 +23,7 @@ import shutil
 from functools import cache
 from itertools import product
 from math import gcd, lcm, prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,10 +37,13 @@ from normbook.fast.split import View, merged, of_channels, of_channels_back
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232448)
+
+
 @cache
-def _gpu(index: int) -> Any:
-    """What this GPU has."""
-    return torch.cuda.get_device_properties(index)
+def _gpu(index: int | None) -> Any:
+    """What this GPU has; where there is none, as in the interpreter, an H100."""
+    return H100 if index is None else torch.cuda.get_device_properties(index)
 
 
 # The resident pair --------------------------------------------------------------------
