@@ -488,6 +488,7 @@ def test_a_picture_has_its_size(tmp_path: Path) -> None:
     first, second = repairs.size_pictures(page, tmp_path)
     assert (first["width"], first["height"]) == ("691", "230")
     assert ("loading" in first.attrs, second["loading"]) == (False, "lazy")
+    assert (first["fetchpriority"], "fetchpriority" in second.attrs) == ("low", False)
     (tmp_path / "_images" / "a.svg").write_text('<svg width="100%">')
     with pytest.raises(ValueError, match="no SVG with width and height in points"):
         list(repairs.size_pictures(page, tmp_path))
@@ -528,6 +529,27 @@ def test_rules_that_can_match_nothing_go(tmp_path: Path, rule: str, left: str) -
     sheet.write_text(rule, encoding="utf-8")
     found = page_weight.rules(sheet, tmp_path)
     assert page_weight.only_used(found, {"seen"}) == left
+
+
+@pytest.mark.parametrize(
+    ("sheet", "left"),
+    [
+        ("a{--used: 1;--unused: 2;top: var(--used)}", "a{--used: 1;top: var(--used)}"),
+        ("a{--used: 1}b{top: var( --used, 0)}", "a{--used: 1}b{top: var( --used, 0)}"),
+        ("a{--for-unused: 1;--unused: var(--for-unused)}b{top: 0}", "b{top: 0}"),
+        ('a{--unused: url("data:;}{,");top: 0}', "a{top: 0}"),
+        ("a{--unused: 1}b{top: 0}@media print{c{--unused: 2}d{top: 1}}",
+         "b{top: 0}@media print{d{top: 1}}"),
+        ("a{--of-a-page: 1;--of-a-script: 2}", "a{--of-a-page: 1;--of-a-script: 2}"),
+        ("a:hover{top: 0}b--c:hover{top: 1}", "a:hover{top: 0}b--c:hover{top: 1}"),
+    ],
+)  # fmt: skip
+def test_properties_that_nobody_asks_for_go(sheet: str, left: str) -> None:
+    held = page_weight.Held()
+    page = '<p style="color: var(--of-a-page)">a</p>'
+    held.add_page(BeautifulSoup(page, "html.parser"))
+    held.add_script('style.getPropertyValue("--of-a-script")')
+    assert page_weight.only_asked_for(sheet, held.names) == left
 
 
 def test_a_broken_sheet_is_an_error(tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def desk(visit: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module", params=PAGES)
 def opened(desk: Any, request: Any) -> Any:
     """A page in one window, in which the tests that take it follow each other."""
+    # A page that was cut must not be told of the window's new size.
+    desk.page.goto("about:blank")
     desk.page.set_viewport_size(DESK)
     desk.page.emulate_media(color_scheme="light")
     desk.open(request.param)
@@ -405,7 +407,7 @@ def test_claims_can_be_filtered_by_keyboard(visit: Any) -> None:
         assert page.locator(".page-toc a:visible").count() == left_over.count()
         assert seen.faults == []
         assert axe(seen) == []
-        page.keyboard.type("all")
+        page.keyboard.press("Home")  # letters would go on with those typed before
         page.keyboard.press("Shift+Tab")
         page.keyboard.press("Control+A")
         page.keyboard.press("Delete")
@@ -615,6 +617,21 @@ def test_a_phone_draws_what_is_near_and_can_scroll_what_it_drew(visit: Any) -> N
         seen.page.wait_for_function("e => e.tabIndex !== 7", arg=code.element_handle())
         wide = "e => e.scrollWidth > e.clientWidth ? 0 : -1"
         assert code.evaluate("e => e.tabIndex") == code.evaluate(wide)
+
+
+@pytest.mark.parametrize("side", ["primary", "secondary"])
+def test_a_list_is_laid_out_when_it_is_opened(visit: Any, side: str) -> None:
+    with visit("notebooks/02_batch_norm.html", viewport=PHONE) as seen:
+        entry = seen.page.locator(f".bd-sidebar-{side} a.reference").first
+        drawn = "e => e.getClientRects().length > 0"
+        assert not entry.evaluate(drawn)
+        seen.page.locator(f"button.{side}-toggle").first.click()
+        entry.wait_for()
+        seen.page.keyboard.press("Escape")
+        entry.wait_for(state="hidden")
+        assert not entry.evaluate(drawn)
+        seen.page.set_viewport_size(DESK)
+        entry.wait_for()
 
 
 @pytest.mark.parametrize("path", PAGES)

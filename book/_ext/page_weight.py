@@ -193,6 +193,7 @@ class Held:
         for element in page.find_all(True):
             self.names.update(element.get_attribute_list("class") or ())
             self.names.add(str(element.get("id")))
+        self.names.update(PROPERTY.findall(str(page)))
         self.letters.update(page.get_text())
 
     def add_script(self, text: str) -> None:
@@ -267,6 +268,23 @@ def only_used(found: Iterable[Node], names: set[str]) -> str:
 
 def one_line(tokens: Iterable[Node]) -> str:
     return re.sub(r"\s+", " ", tinycss2.serialize(tokens)).strip()
+
+
+PROPERTY = re.compile(r"--[a-z][\w-]*")  # a custom one
+DECLARED = re.compile(r"""(?<=[{;])\s*(--[\w-]+)\s*:(?:"[^"]*"|[^;{}"])*(?:;|(?=\}))""")
+
+
+def only_asked_for(sheet: str, names: set[str]) -> str:
+    """Return the sheet without the custom properties that nobody asks for.
+
+    Asked for by var() in the sheet, or by one of `names`; a property that only
+    properties without use ask for goes with them.
+    """
+    asked = names.union(re.findall(r"var\(\s*(--[\w-]+)", sheet))
+    left = DECLARED.sub(lambda one: one[0] if one[1] in asked else "", sheet)
+    if left != sheet:
+        return only_asked_for(left, names)
+    return re.sub(r"(^|(?<=[{}]))[^{};@]+\{\s*\}", "", sheet)
 
 
 # ---------------------------------------------------------------- fonts
@@ -367,7 +385,7 @@ def finish(home: Path, held: Held) -> None:
         if not any(unused in path.name for unused in UNUSED):
             held.add_script(path.read_text(encoding="utf-8"))
     found = [rule for name in held.sheets for rule in rules(static / name, static)]
-    sheet = only_used(found, held.names)
+    sheet = only_asked_for(only_used(found, held.names), held.names)
     sheet = small_fonts(sheet, static, held.letters | letters_drawn(sheet))
     (static / SHEET).write_text(sheet, encoding="utf-8")
     digest = f"{crc32(sheet.encode()):08x}"

@@ -168,15 +168,15 @@ def in_japanese(page: BeautifulSoup) -> Iterator[Tag]:
 def size_pictures(page: BeautifulSoup, folder: Path) -> Iterator[Tag]:
     """A picture takes its room before it comes, and comes when it is scrolled to.
 
-    On a phone it scrolls inside its box where its text would be too small to read.
+    The first comes at once, but after what the text needs. On a phone it scrolls inside
+    its box where its text would be too small to read.
     """
     pictures = page.select('.bd-article img[src*="_images/"]')
     for number, picture in enumerate(pictures):
         width, height = size(folder / str(picture["src"]))
         picture["width"], picture["height"] = str(width), str(height)
         picture["style"] = f"--width: {width}px"
-        if number:
-            picture["loading"] = "lazy"
+        picture.attrs |= {"loading": "lazy"} if number else {"fetchpriority": "low"}
         picture.wrap(page.new_tag("span", attrs={"class": "picture"}))
         yield picture
 
