@@ -179,14 +179,21 @@ class Held:
     letters: set[str] = field(default_factory=lambda: set(string.printable))
     sheets: list[str] = field(default_factory=list)
 
-    def add_sheets(self, page: BeautifulSoup) -> None:
-        """Add the style sheets of a page as it was built, in their order."""
+    def add(self, other: "Held") -> None:
+        """Add what is held elsewhere; a new sheet follows those that it followed there."""
+        self.names |= other.names
+        self.letters |= other.letters
         before = -1
-        for link in page.select('link[rel=stylesheet][href*="_static/"]'):
-            name = str(link["href"]).partition("_static/")[2].partition("?")[0]
+        for name in other.sheets:
             if name not in self.sheets:
                 self.sheets.insert(before + 1, name)
             before = self.sheets.index(name)
+
+    def add_sheets(self, page: BeautifulSoup) -> None:
+        """Add the style sheets of a page as it was built, in their order."""
+        links = page.select('link[rel=stylesheet][href*="_static/"]')
+        addresses = (str(link["href"]).partition("_static/")[2] for link in links)
+        self.add(Held(sheets=[name.partition("?")[0] for name in addresses]))
 
     def add_page(self, page: BeautifulSoup) -> None:
         """Add the classes, ids and letters of a page as readers get it."""

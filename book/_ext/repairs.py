@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
@@ -243,8 +244,21 @@ def code_as_text(page: BeautifulSoup) -> Iterator[None]:
 # ---------------------------------------------------------------- after the build
 
 
+def finish_page(path: Path) -> tuple[Counter[str], page_weight.Held]:
+    """Repair one page; return what each repair mended there, and what the page holds."""
+    hits: Counter[str] = Counter()
+    held = page_weight.Held()
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    held.add_sheets(page)
+    repair(page, hits)
+    hits["size_pictures"] += sum(1 for _ in size_pictures(page, path.parent))
+    held.add_page(page)
+    path.write_text(str(page), encoding="utf-8")
+    return hits, held
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Repair every page, then see to what pages load."""
+    """Repair every page, on every core, then see to what pages load."""
     if error or app.builder.format != "html":
         return
     home = Path(app.outdir)
@@ -253,13 +267,10 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     ]
     hits: Counter[str] = Counter()
     held = page_weight.Held()
-    for path in pages:
-        page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-        held.add_sheets(page)
-        repair(page, hits)
-        hits["size_pictures"] += sum(1 for _ in size_pictures(page, path.parent))
-        held.add_page(page)
-        path.write_text(str(page), encoding="utf-8")
+    with ProcessPoolExecutor() as pool:
+        for mended, holds in pool.map(finish_page, pages):
+            hits.update(mended)
+            held.add(holds)
     for name in (*(mend.__name__ for mend in REPAIRS), "size_pictures"):
         if not hits[name]:
             LOG.warning("repairs: %s mends nothing on any page", name)
