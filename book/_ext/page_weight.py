@@ -180,7 +180,7 @@ class Held:
     sheets: list[str] = field(default_factory=list)
 
     def add(self, other: "Held") -> None:
-        """Add what is held elsewhere; a new sheet follows those that it followed there."""
+        """Add what is held elsewhere; a new sheet follows the one before it there."""
         self.names |= other.names
         self.letters |= other.letters
         before = -1

@@ -245,7 +245,7 @@ def code_as_text(page: BeautifulSoup) -> Iterator[None]:
 
 
 def finish_page(path: Path) -> tuple[Counter[str], page_weight.Held]:
-    """Repair one page; return what each repair mended there, and what the page holds."""
+    """Repair one page; return what each repair mended, and what the page holds."""
     hits: Counter[str] = Counter()
     held = page_weight.Held()
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
