@@ -142,47 +142,43 @@ CHANGES: dict[str, tuple[int, str, Change]] = {
 }
 
 
-def copy_of(name: str) -> int:
-    """Return the number of the copy with this change: one change a cell in each."""
-    cell = CHANGES[name][0]
-    return [other for other, (at, *_) in CHANGES.items() if at == cell].index(name) + 1
-
-
 @pytest.fixture(scope="module")
 def verdicts(
     notebook: NotebookNode, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[int, int], str]:
-    """Return what nbval says of every (copy, cell); copy 0 has no change."""
+) -> dict[tuple[str, int], str]:
+    """What nbval says of each cell as it was stored, and with each of the changes."""
     folder = tmp_path_factory.mktemp("changed")
-    for number in range(max(map(copy_of, CHANGES)) + 1):
-        changed = copy.deepcopy(notebook)
-        for name, (cell, _, change) in CHANGES.items():
-            if copy_of(name) == number:
-                change(changed, cell)
-        nbformat.write(changed, folder / f"{number}.ipynb")
+    changed = copy.deepcopy(notebook)
+    changed.cells = [changed.cells[FIRST]]
+    for number, (cell, _, change) in enumerate(CHANGES.values(), start=1):
+        changed.cells.append(copy.deepcopy(notebook.cells[cell]))
+        changed.cells[number].id = f"change-{number}"
+        change(changed, number)
+    nbformat.write(notebook, folder / "stored.ipynb")
+    nbformat.write(changed, folder / "changed.ipynb")
     options = ["-rA", "--tb=no", "--color=no", "-o", f"cache_dir={folder}"]
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", folder]
     run = subprocess.run(
         command + options, cwd=ROOT, capture_output=True, text=True, check=False
     )
     lines = re.findall(
-        r"^(PASSED|FAILED) .*?(\d+)\.ipynb::Cell (\d+)", run.stdout, re.MULTILINE
+        r"^(PASSED|FAILED) .*?(\w+)\.ipynb::Cell (\d+)", run.stdout, re.MULTILINE
     )
     assert lines, run.stdout + run.stderr
-    return {(int(number), int(cell)): verdict for verdict, number, cell in lines}
+    return {(name, int(cell)): verdict for verdict, name, cell in lines}
 
 
 def test_nbval_passes_what_was_stored(
-    notebook: NotebookNode, verdicts: dict[tuple[int, int], str]
+    notebook: NotebookNode, verdicts: dict[tuple[str, int], str]
 ) -> None:
     cells = range(len(notebook.cells))
-    assert [verdicts[0, cell] for cell in cells] == ["PASSED" for _ in cells]
+    assert [verdicts["stored", cell] for cell in cells] == ["PASSED" for _ in cells]
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_nbval_on_a_change_of(name: str, verdicts: dict[tuple[int, int], str]) -> None:
-    cell, wanted, _ = CHANGES[name]
-    assert verdicts[copy_of(name), cell] == wanted
+def test_nbval_on_a_change_of(name: str, verdicts: dict[tuple[str, int], str]) -> None:
+    cell = [*CHANGES].index(name) + 1
+    assert verdicts["changed", cell] == CHANGES[name][1]
 
 
 def clear(small: NotebookNode, cell: int) -> None:
