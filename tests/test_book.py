@@ -420,6 +420,14 @@ content"><p class="collapsed">Show code</p><p class="expanded">Hide code</p></su
             'href="https://a.b/new?title=notebooks%2F05.html%3A+"></a>',
         ),
         (
+            repairs.tell_icons_alone,
+            '<a data-bs-placement="left" data-bs-toggle="tooltip" title="Print this">'
+            f"{BUTTON.format('Print')}</a>"
+            '<a data-bs-toggle="tooltip" title="Search"><i></i></a>',
+            f'<a title="Print this">{BUTTON.format("Print")}</a>'
+            '<a data-bs-toggle="tooltip" title="Search"><i></i></a>',
+        ),
+        (
             repairs.name_landmarks,
             '<a class="reference internal">2. Batch norm</a><details><summary>'
             "</summary></details>",

@@ -84,6 +84,17 @@ def name_buttons(page: BeautifulSoup) -> Iterator[Tag]:
         yield link
 
 
+def tell_icons_alone(page: BeautifulSoup) -> Iterator[Tag]:
+    """A button that has words needs no tooltip beside the browser's own.
+
+    The theme makes each while the page loads.
+    """
+    for button in page.select('[data-bs-toggle="tooltip"]:has(.btn__text-container)'):
+        del button["data-bs-toggle"]
+        button.attrs.pop("data-bs-placement", None)
+        yield button
+
+
 def name_landmarks(page: BeautifulSoup) -> Iterator[Tag]:
     """What stands outside every landmark, or has no name, a screen reader skips."""
     sidebar = ".sidebar-primary-items__start.sidebar-primary__section:not([role])"
@@ -200,6 +211,7 @@ REPAIRS: tuple[Repair, ...] = (
     scheme_before_the_text,
     skip_to_the_article,
     name_buttons,
+    tell_icons_alone,
     name_landmarks,
     tables_and_lists,
     keep_shapes_whole,

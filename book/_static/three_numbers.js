@@ -106,4 +106,9 @@ const takeOver = (root) => {
   touched = true
 }
 
-for (const root of document.querySelectorAll(".three-numbers")) takeOver(root)
+// In a fold nothing is made before it is opened.
+for (const root of document.querySelectorAll(".three-numbers")) {
+  const fold = root.closest("details")
+  if (!fold || fold.open) takeOver(root)
+  else fold.addEventListener("toggle", () => takeOver(root), { once: true })
+}
