@@ -59,8 +59,11 @@ class Compressed(http.server.SimpleHTTPRequestHandler):
 def slowdown(benchmark: float) -> float:
     """How many times slower a middling phone is, by the middles of Lighthouse's table.
 
-    4 for a fast desktop, of 1,500 to 2,000; 2 for a slow one, of 1,000 to 1,500.
+    4 for a fast desktop, of 1,500 to 2,000; 2 for a slow one, of 1,000 to 1,500. A
+    machine that is faster still is slowed down in proportion.
     """
+    if benchmark > 1750:
+        return 4 * benchmark / 1750
     return max(1.0, 2 + (benchmark - 1250) / 250)
 
 
