@@ -154,12 +154,13 @@ GPU_TESTS := $(addprefix tests/test_, core.py moments.py functional.py gpu.py be
 gpu:  ## All that needs a GPU, with the Python at hand and nothing installed
 	@export PYTHONPATH="src:$$PYTHONPATH"; \
 	skip() { echo "skipped: $$1"; }; \
-	if ! $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	    skip "everything, because $(PYTHON) has no PyTorch"; exit 0; fi; \
-	if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
-	then skip "the tests marked gpu, because PyTorch sees no GPU"; \
+	sees="import torch; print(torch.cuda.is_available())"; \
+	case $$($(PYTHON) -c "$$sees" 2>/dev/null) in \
+	True) ;; \
+	False) skip "the tests marked gpu, because PyTorch sees no GPU"; \
 	    skip "the records of agreement and speed, because PyTorch sees no GPU"; \
-	    exit 0; fi; \
+	    exit 0;; \
+	*) skip "everything, because $(PYTHON) has no PyTorch"; exit 0;; esac; \
 	status=0; \
 	if $(PYTHON) -c 'import pytest' 2>/dev/null; then \
 	    $(PYTHON) -m pytest -o addopts= -o filterwarnings= -m gpu $(GPU_TESTS) \

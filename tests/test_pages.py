@@ -15,6 +15,7 @@ import posixpath
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -192,13 +193,17 @@ def show_in(page: Any, scheme: str) -> None:
 
 def axe(seen: Any, within: str = "html", **options: Any) -> list[str]:
     """What axe finds fault with on the page as it stands: rules and elements."""
-    from axe_playwright_python.sync_playwright import Axe
+    from axe_playwright_python.base import AXE_SCRIPT
 
-    options["resultTypes"] = ["violations"]
-    report = Axe().run(seen.page, within, options=options)
+    if not seen.page.evaluate("'axe' in window"):
+        seen.page.evaluate(AXE_SCRIPT)
+    report = seen.page.evaluate(
+        "([within, options]) => axe.run(within, options)",
+        [within, {**options, "resultTypes": ["violations"]}],
+    )
     return [
         f"{rule['id']}: {node['html']}"
-        for rule in report.response["violations"]
+        for rule in report["violations"]
         for node in rule["nodes"]
     ]
 
@@ -254,14 +259,14 @@ def test_images_have_text_and_links_a_target(opened: Any) -> None:
     assert dead == []
 
 
-# A third of all elements are the parts of formulas, which are hidden from who listens:
-# no rule but those of colours has a word for them, so they stand aside meanwhile.
+# Most elements are the parts of formulas, which are hidden from who listens, and the
+# coloured words of code: no rule but those of colours has a word for them, so they stand
+# aside meanwhile.
 ASIDE = """() => {
-    window.aside = new Map()
-    for (const e of document.querySelectorAll(".katex-html[aria-hidden=true]")) {
-        window.aside.set(e, [...e.childNodes])
-        e.replaceChildren(e.textContent)
-    }
+    const parts = ".katex-html[aria-hidden=true], .highlight > pre"
+    const words = [...document.querySelectorAll(parts)].map((e) => [e, e.innerText])
+    window.aside = new Map(words.map(([e]) => [e, [...e.childNodes]]))
+    words.forEach(([e, text]) => e.replaceChildren(text))
 }"""
 BACK = "() => window.aside.forEach((nodes, e) => e.replaceChildren(...nodes))"
 
@@ -556,6 +561,10 @@ SCROLL = """async () => {
         await frame()
         await frame()
     }
+    const late = () => [...document.images].some((e) => e.checkVisibility() && !e.complete)
+    for (let frames = 0; late() && frames < 200; frames++) await frame()
+    await frame()
+    await frame()
 }"""
 SHIFTS = """() => {
     window.shift = 0
@@ -571,14 +580,23 @@ def on_the_wire(path: Path) -> int:
     return len(content if packed else gzip.compress(content))
 
 
+class Slow(Quiet):
+    """A line on which what is below a picture must not wait for it."""
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".svg"):
+            time.sleep(0.1)
+        super().do_GET()
+
+
 @pytest.fixture(scope="module")
-def phone(visit: Any) -> Iterator[Any]:
+def phone(browser: Any) -> Iterator[Any]:
     """A phone's window, whose pages say how far things moved under the reader."""
-    with visit("book/index.html", viewport=PHONE) as seen:
+    with (
+        served(Slow) as slow,
+        Visit(browser, slow, "book/index.html", viewport=PHONE) as seen,
+    ):
         seen.page.add_init_script(f"({SHIFTS})()")
-        # A slow line: what is below a picture must not wait for it.
-        slowly = lambda route: (seen.page.wait_for_timeout(100), route.continue_())  # noqa: E731
-        seen.page.route("**/*.svg", slowly)
         yield seen
 
 
@@ -599,7 +617,6 @@ def test_a_lesson_is_light_and_stands_still(phone: Any, path: str) -> None:
         if shifts:
             phone.open(path)
         phone.page.evaluate(SCROLL)
-        phone.page.wait_for_load_state("networkidle")
         shifts.append(phone.page.evaluate("window.shift"))
     assert min(shifts) < 0.02
     phone.page.add_style_tag(

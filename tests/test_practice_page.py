@@ -531,7 +531,8 @@ def test_answers_a_run_and_each_language_are_accessible(
         seen.page.get_by_label("Chapter").select_option("4")
         # Axe walks through the hidden ones too, which takes it half a minute.
         seen.page.locator(".question").evaluate_all(
-            "all => all.filter(e => !e.offsetParent).forEach(e => e.remove())"
+            "all => { const four = all.filter(e => e.offsetParent).slice(0, 4);"
+            " all.filter(e => !four.includes(e)).forEach(e => e.remove()) }"
         )
         right, wrong = [q for q in QUESTIONS if q.chapter == 4][:2]
         choice(seen, right, right=True).click()
@@ -561,7 +562,7 @@ def test_nothing_moves_while_the_page_is_drawn(
             seen.page.get_by_label(language, exact=True).check(force=True)
             choice(seen, FIRST, right=True).click()
             seen.page.reload()
-            seen.page.wait_for_load_state("networkidle")
+            seen.page.wait_for_function("document.fonts.status === 'loaded'")
             assert seen.page.evaluate(SHIFT) < 0.01
 
 
