@@ -260,7 +260,7 @@ def test_images_have_text_and_links_a_target(opened: Any) -> None:
 
 
 # Most elements are the parts of formulas, which are hidden from who listens, and the
-# coloured words of code: no rule but those of colours has a word for them, so they stand
+# coloured words of code: only the rules of colours have a word for them, so they stand
 # aside meanwhile.
 ASIDE = """() => {
     const parts = ".katex-html[aria-hidden=true], .highlight > pre"
@@ -561,8 +561,9 @@ SCROLL = """async () => {
         await frame()
         await frame()
     }
-    const late = () => [...document.images].some((e) => e.checkVisibility() && !e.complete)
-    for (let frames = 0; late() && frames < 200; frames++) await frame()
+    const late = (e) => e.checkVisibility() && !e.complete
+    const waits = () => [...document.images].some(late)
+    for (let frames = 0; waits() && frames < 200; frames++) await frame()
     await frame()
     await frame()
 }"""
