@@ -4,6 +4,7 @@ Importing it needs no more than pytest, NumPy and torch. JAX is tested where it 
 installed: no line of `normbook` names it.
 """
 
+import gc
 import os
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -143,6 +144,7 @@ def ax():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Pages first: the longest file, which would else keep the other cores waiting."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+    gc.freeze()  # what is imported stays: pytest, as it ends, looks through all else
 
 
 @pytest.fixture

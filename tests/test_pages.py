@@ -340,19 +340,22 @@ def prose(path: str) -> str:
     return re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
 
 
-@functools.cache
 def soup(path: str) -> Any:
-    """A page as it was built, which is what a reader without a script has."""
     from bs4 import BeautifulSoup
 
-    if PAGES == [None]:
-        unavailable("the book is not built (make book)")
     return BeautifulSoup((HTML / path).read_text(encoding="utf-8"), "html.parser")
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_math_is_on_the_page_without_a_script(path: str) -> None:
-    page = soup(path)
+@pytest.fixture(scope="module", params=PAGES)
+def built(request: Any) -> tuple[str, Any]:
+    """A page's path, and the page as it was built: what is there without a script."""
+    if PAGES == [None]:
+        unavailable("the book is not built (make book)")
+    return request.param, soup(request.param)
+
+
+def test_math_is_on_the_page_without_a_script(built: tuple[str, Any]) -> None:
+    path, page = built
     # Twice a dollar is one formula; $$ opens and closes one as well.
     written = len(re.findall(r"\$\$?", prose(path))) // 2
     assert len(page.select(".bd-article .katex")) >= written
@@ -362,23 +365,44 @@ def test_math_is_on_the_page_without_a_script(path: str) -> None:
     assert [d for d in dollars if d.parent.name not in unread] == []
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_no_page_needs_a_script_that_was_left_out(path: str) -> None:
+def test_no_page_needs_a_script_that_was_left_out(built: tuple[str, Any]) -> None:
     needy = ".toggle, .admonition.dropdown, .sd-tab-set, [class*=thebe]"
-    assert soup(path).select(needy) == []
+    assert built[1].select(needy) == []
 
 
-def test_every_claim_leads_to_its_own_line() -> None:
+def test_only_one_sheet_stands_before_the_text(built: tuple[str, Any]) -> None:
+    path, page = built
+    assert len(page.head.select("link[rel=stylesheet]")) == 1
+    assert page.head.select("script[src]:not([defer], [type=module])") == []
+    for link in page.head.select("link[rel=preload]"):
+        assert (HTML / path).parent.joinpath(link["href"]).exists()
+
+
+@pytest.fixture(scope="module")
+def linked() -> dict[str, list[tuple[str, str]]]:
+    """By page, the ids to which the page of claims leads, and their statements."""
     there: dict[str, list[tuple[str, str]]] = {}
     for link in soup("book/claims.html").select("ul.claims a"):
         address, line = link["href"].split("#")
-        there.setdefault(address, []).append((line, link.get_text()))
-    assert sum(map(len, there.values())) > 100
-    for address, expected in there.items():
         path = posixpath.normpath(f"book/{address}")
-        lines = soup(path).select("p.claim[id]")
-        said = [(line["id"], str(next(line.strings)).strip()) for line in lines]
-        assert said == expected
+        there.setdefault(path, []).append((line, link.get_text()))
+    return there
+
+
+def test_every_claim_leads_to_its_own_line(
+    built: tuple[str, Any], linked: dict[str, list[tuple[str, str]]]
+) -> None:
+    path, page = built
+    lines = page.select("p.claim[id]")
+    said = [(line["id"], str(next(line.strings)).strip()) for line in lines]
+    assert said == linked.get(path, [])
+
+
+def test_the_page_of_claims_leads_to_many(
+    linked: dict[str, list[tuple[str, str]]],
+) -> None:
+    assert sum(map(len, linked.values())) > 100
+    assert linked.keys() <= set(PAGES)
 
 
 def test_a_linked_claim_is_ringed_and_in_view_with_its_code(visit: Any) -> None:
@@ -659,15 +683,6 @@ def test_a_list_is_laid_out_when_it_is_opened(visit: Any, side: str) -> None:
         assert not entry.evaluate(drawn)
         seen.page.set_viewport_size(DESK)
         entry.wait_for()
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_only_one_sheet_stands_before_the_text(path: str) -> None:
-    head = soup(path).head
-    assert len(head.select("link[rel=stylesheet]")) == 1
-    assert head.select("script[src]:not([defer], [type=module])") == []
-    for link in head.select("link[rel=preload]"):
-        assert (HTML / path).parent.joinpath(link["href"]).exists()
 
 
 def test_a_wrong_address_gets_a_page_that_leads_on(visit: Any) -> None:
