@@ -261,8 +261,8 @@ def work(rank, folder):
 def results(tmp_path_factory):
     """What each living process found, by rank."""
     folder = tmp_path_factory.mktemp("machines")
-    context = mp.get_context("forkserver")  # which imports torch once for them all
-    context.set_forkserver_preload([__name__])
+    context = mp.get_context("forkserver")  # which imports once for them all
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     started = [
         context.Process(target=work, args=(rank, str(folder)))
         for rank in range(PROCESSES)

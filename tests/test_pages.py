@@ -581,7 +581,7 @@ LESSONS = [page for page in PAGES if page and re.match(r"notebooks/(?!.*_lab)", 
 SCROLL = """async () => {
     const frame = () => new Promise(requestAnimationFrame)
     while (scrollY + innerHeight < document.documentElement.scrollHeight - 1) {
-        scrollBy({ top: innerHeight / 2, behavior: "instant" })
+        scrollBy({ top: innerHeight * 0.8, behavior: "instant" })
         await frame()
         await frame()
     }
