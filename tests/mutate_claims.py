@@ -542,15 +542,19 @@ def sources(notebook: Path) -> str:
 class Names(NamedTuple):
     """The names of a statement that stand for data: made new by it, and met by it.
 
-    What a statement meets it may change, too.
+    Met are also the names that the page's functions read where the statement calls
+    them. What a statement meets it may change, too.
     """
 
     new: frozenset[str]
     old: frozenset[str]
 
     @classmethod
-    def of(cls, statement: Statement, fixed: set[str]) -> "Names":
-        touches = (statement.needs | statement.gives) - fixed
+    def of(
+        cls, statement: Statement, fixed: set[str], reads: Mapping[str, set[str]]
+    ) -> "Names":
+        met = statement.needs.union(*(reads.get(name, ()) for name in statement.needs))
+        touches = (met | statement.gives) - fixed
         perhaps = isinstance(statement.node, ast.If | ast.Try | ast.While)
         new = frozenset() if perhaps else statement.gives - statement.needs
         return cls(new - fixed, touches - new)
@@ -577,7 +581,14 @@ class Results:
         for statement in self.statements:
             if isinstance(statement.node, DEFINE):
                 fixed |= statement.gives
-        self.names = [Names.of(statement, fixed) for statement in self.statements]
+        self.names = []
+        reads: dict[str, set[str]] = {}  # what a function reads, and those it calls
+        for statement in self.statements:
+            if isinstance(statement.node, DEFINITION):
+                inside = [reads.get(name, set()) for name in statement.needs]
+                for name in statement.gives:
+                    reads[name] = set(statement.needs).union(*inside)
+            self.names.append(Names.of(statement, fixed, reads))
 
     def take(self, fault: Fault, outcome: Outcome) -> None:
         """Note what one run gave."""
