@@ -343,14 +343,14 @@ def prose(path: str) -> str:
 def soup(path: str) -> Any:
     from bs4 import BeautifulSoup
 
+    if PAGES == [None]:
+        unavailable("the book is not built (make book)")
     return BeautifulSoup((HTML / path).read_text(encoding="utf-8"), "html.parser")
 
 
 @pytest.fixture(scope="module", params=PAGES)
 def built(request: Any) -> tuple[str, Any]:
     """A page's path, and the page as it was built: what is there without a script."""
-    if PAGES == [None]:
-        unavailable("the book is not built (make book)")
     return request.param, soup(request.param)
 
 
